@@ -1,0 +1,148 @@
+package config
+
+import (
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/dnsmesh/dmpd/internal/logging"
+)
+
+// check looks at what one value alone cannot show: forms, and combinations that cannot work.
+func (c *Config) check(warnings, errs *Problems) {
+	c.checkForms(errs)
+	c.checkZone(warnings, errs)
+	c.checkHTTP(warnings, errs)
+	c.checkCluster(warnings)
+}
+
+func (c *Config) checkForms(errs *Problems) {
+	if _, err := logging.ParseLevel(c.String("LOG_LEVEL")); err != nil {
+		errs.add("LOG_LEVEL", c.String("LOG_LEVEL"), "no such level", "Use DEBUG, INFO, WARNING or ERROR")
+	}
+	if d, err := time.ParseDuration(c.String("LOG_RETAIN")); err != nil || d < 0 {
+		errs.add("LOG_RETAIN", c.String("LOG_RETAIN"), "not a duration", "Write it like 1h or 30m")
+	}
+	for _, name := range []string{"DNS_HOST", "HTTP_HOST"} {
+		for _, host := range c.List(name) {
+			if _, err := netip.ParseAddr(host); err != nil && !strings.EqualFold(host, "localhost") {
+				errs.add(name, host, "not an IP address", "Use addresses of this machine, 0.0.0.0 or :: for all, separated by commas")
+			}
+		}
+		if len(c.List(name)) == 0 {
+			errs.add(name, "", "names no address", "Use addresses of this machine, separated by commas")
+		}
+	}
+	if v := c.String("DNS_APEX_A"); v != "" {
+		if a, err := netip.ParseAddr(v); err != nil || !a.Is4() {
+			errs.add("DNS_APEX_A", v, "not an IPv4 address", "Set the address that the zone's name should have")
+		}
+	}
+	if v := c.String("DNS_APEX_AAAA"); v != "" {
+		if a, err := netip.ParseAddr(v); err != nil || !a.Is6() || a.Is4In6() {
+			errs.add("DNS_APEX_AAAA", v, "not an IPv6 address", "Set the address that the zone's name should have")
+		}
+	}
+	for _, name := range []string{"DNS_APEX_NS", "DNS_APEX_SOA_RNAME"} {
+		if v := c.String(name); v != "" && !isName(strings.Replace(v, "@", ".", 1)) {
+			errs.add(name, v, "not a domain name", "Write it like ns1.example.com")
+		}
+	}
+	for _, p := range c.List("TRUSTED_PROXIES") {
+		if _, err := ParsePrefix(p); err != nil {
+			errs.add("TRUSTED_PROXIES", p, "neither an address nor a prefix", "Write it like 10.0.0.1 or 10.0.0.0/8")
+		}
+	}
+	if n := len(c.String("DNS_NSID")); n > 255 {
+		errs.add("DNS_NSID", "", "longer than 255 bytes", "Use a short name of this node")
+	}
+}
+
+// ParsePrefix reads an address or a prefix.
+func ParsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+func (c *Config) checkZone(warnings, errs *Problems) {
+	zone := c.Zone()
+	if zone == "" {
+		warnings.add("SERVED_ZONE", "", "no zone is configured", "Every UPDATE will be refused; set DMP_DOMAIN to the zone of this node")
+		return
+	}
+	if !isName(zone) {
+		for _, name := range zoneChain {
+			if v := c.String(name); v != "" {
+				errs.add(name, v, "not a domain name", "Write it like mesh.example.com")
+				return
+			}
+		}
+	}
+}
+
+// isName says whether s is a domain name of letters, digits, hyphens and underscores (RFC 1035 2.3.1 and 2.3.4).
+func isName(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *Config) checkHTTP(warnings, errs *Problems) {
+	if c.AuthMode() == "open" && !c.Bool("ALLOW_OPEN_PUBLIC_BIND") {
+		for _, host := range c.List("HTTP_HOST") {
+			if !isLoopback(host) {
+				errs.add("AUTH_MODE", "open", "anybody could write records through HTTP on "+host,
+					"Set DMP_OPERATOR_TOKEN, or DMP_HTTP_HOST=127.0.0.1, or DMP_ALLOW_OPEN_PUBLIC_BIND=1 if that is meant")
+				break
+			}
+		}
+	}
+	if (c.String("TLS_CERT") == "") != (c.String("TLS_KEY") == "") {
+		errs.add("TLS_CERT", c.String("TLS_CERT"), "needs DMP_TLS_KEY, and the other way round", "Set both or neither")
+	}
+	if c.Bool("REGISTRATION_ENABLED") {
+		if c.AuthMode() != "multi-tenant" {
+			warnings.add("REGISTRATION_ENABLED", "1", "has no effect unless DMP_AUTH_MODE=multi-tenant", "")
+		}
+		if c.String("NODE_HOSTNAME") == "" {
+			warnings.add("REGISTRATION_ENABLED", "1", "has no effect without DMP_NODE_HOSTNAME", "")
+		}
+		if !c.Bool("DNS_UPDATE_ENABLED") {
+			warnings.add("REGISTRATION_ENABLED", "1", "mints no TSIG keys without DMP_DNS_UPDATE_ENABLED=1", "")
+		}
+	}
+	if c.Bool("HEARTBEAT_ENABLED") && (c.String("HEARTBEAT_SELF_ENDPOINT") == "" || c.String("HEARTBEAT_OPERATOR_KEY_PATH") == "") {
+		warnings.add("HEARTBEAT_ENABLED", "1", "has no effect without DMP_HEARTBEAT_SELF_ENDPOINT and DMP_HEARTBEAT_OPERATOR_KEY_PATH", "")
+	}
+}
+
+// isLoopback is the reference's rule (http.md 3): an IP literal in 127.0.0.0/8, ::1, or exactly localhost.
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback()
+}
+
+func (c *Config) checkCluster(warnings *Problems) {
+	peers := c.List("SYNC_PEERS")
+	if len(peers) > 0 && c.String("SYNC_PEER_TOKEN") == "" {
+		warnings.add("SYNC_PEERS", c.String("SYNC_PEERS"), "has no effect without DMP_SYNC_PEER_TOKEN", "")
+	}
+	for _, p := range peers {
+		if u, err := url.Parse(p); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			warnings.add("SYNC_PEERS", p, "is not a URL", "Write it like https://node-b.example.com:8053")
+		}
+	}
+}
