@@ -139,3 +139,11 @@ func TestDefaults(t *testing.T) {
 		}
 	}
 }
+
+func TestReloadChanges(t *testing.T) {
+	a, _, _ := resolve(t, []string{local}, "", nil)
+	b, _, _ := resolve(t, []string{local, "DMP_DNS_PORT=1", "DMP_DNS_TTL=1"}, "", nil)
+	if got := ReloadChanges(a, b); len(got) != 1 || got[0] != "DMP_DNS_PORT" {
+		t.Error(got)
+	}
+}
