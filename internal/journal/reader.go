@@ -1,0 +1,186 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/dnsmesh/dmpd/internal/vfs"
+)
+
+// Reader follows a log that another process writes. It maps the segments read-only and never looks beyond what is
+// committed, read once for each call. It holds nobody up: what the writer unlinks meanwhile is gone for it (ErrGone), and the
+// snapshot has it. Not safe for concurrent use.
+type Reader struct {
+	fs        vfs.FS
+	dir, name string
+
+	file  vfs.File
+	page  vfs.Mapping // header
+	body  vfs.Mapping // the whole file as far as it was mapped
+	h     header
+	off   int64
+	want  uint64 // lsn of the frame at off
+	from  uint64 // frames below are passed over
+	ended bool   // the writer sealed this segment, and all of it was read
+}
+
+// OpenReader stands before lsn from; 0 is the oldest there is. A log without segments is os.ErrNotExist.
+func OpenReader(fs vfs.FS, dir, name string, from uint64) (*Reader, error) {
+	firsts, err := listSegments(fs, dir, name)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	if len(firsts) == 0 {
+		return nil, fmt.Errorf("journal: no log %s in %s: %w", name, dir, os.ErrNotExist)
+	}
+	first := firsts[0]
+	for _, f := range firsts {
+		if f <= from {
+			first = f
+		}
+	}
+	r := &Reader{fs: fs, dir: dir, name: name, from: from}
+	if err := r.open(first); err != nil {
+		return nil, err
+	}
+	if from > 0 && first > from && r.h.prevLast >= from {
+		r.Close()
+		return nil, ErrGone
+	}
+	return r, nil
+}
+
+// open maps a segment and stands at its first frame.
+func (r *Reader) open(first uint64) error {
+	path := segmentPath(r.dir, r.name, first)
+	f, err := r.fs.OpenFile(path, os.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return ErrGone
+	}
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	size, err := f.Size()
+	if err == nil && size < headerSize {
+		err = ErrGone // being made at this moment
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	page, err := f.Map(0, headerSize, false)
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("journal: %w", err)
+	}
+	h, err := decodeHeader(path, page.Bytes())
+	if err != nil {
+		page.Unmap()
+		f.Close()
+		return err
+	}
+	r.closeSegment()
+	r.file, r.page, r.h = f, page, h
+	r.off, r.want, r.ended = headerSize, h.first, false
+	return nil
+}
+
+// Epoch names the run of lsns that this reader follows.
+func (r *Reader) Epoch() [16]byte { return r.h.epoch }
+
+// Committed is the last lsn that counts in the segment that is being read: one atomic load. It is at least the last lsn that
+// Next gave; while the reader stands in the newest segment it is the log's.
+func (r *Reader) Committed() uint64 { return word(r.page.Bytes(), offCommitted).Load() }
+
+// Position is the lsn that the next call of Next will give, if there is one.
+func (r *Reader) Position() uint64 { return max(r.want, r.from) }
+
+// Behind says whether there may be something to read: a frame, or another segment.
+func (r *Reader) Behind() bool {
+	b := r.page.Bytes()
+	return int64(word(b, offEnd).Load()) > r.off || word(b, offSealed).Load() != open
+}
+
+// Next gives the next frame; ok is false when there is none yet. The payload is valid until the next call. ErrGone: the frames
+// were unlinked; ErrEpoch: the writer began a new epoch behind what was read, open anew.
+func (r *Reader) Next() (lsn uint64, payload []byte, ok bool, err error) {
+	for {
+		// `sealed` before `end`: a segment that is sealed grows no more.
+		b := r.page.Bytes()
+		isSealed := word(b, offSealed).Load() != open
+		end := int64(word(b, offEnd).Load())
+		if r.off < end {
+			lsn, payload, err = r.frame(end)
+			if err != nil || lsn >= r.from {
+				return lsn, payload, err == nil, err
+			}
+			continue
+		}
+		if !isSealed {
+			return 0, nil, false, nil
+		}
+		epoch := r.h.epoch
+		last := word(b, offCommitted).Load()
+		if err := r.open(word(b, offNext).Load()); err != nil {
+			return 0, nil, false, err
+		}
+		if r.h.epoch != epoch {
+			return 0, nil, false, ErrEpoch
+		}
+		if r.h.prevLast != last {
+			return 0, nil, false, ErrGone
+		}
+	}
+}
+
+// frame reads the frame at off, which must end at or before end.
+func (r *Reader) frame(end int64) (uint64, []byte, error) {
+	path := segmentPath(r.dir, r.name, r.h.first)
+	if r.body == nil || int64(len(r.body.Bytes())) < end {
+		if err := r.remap(path, end); err != nil {
+			return 0, nil, err
+		}
+	}
+	lsn, _, payload, size := readFrame(r.body.Bytes()[r.off:end])
+	if size == 0 || lsn != r.want {
+		return 0, nil, &CorruptError{path, r.off, "a bad frame, although the header says that it is committed"}
+	}
+	r.off += int64(size)
+	r.want++
+	return lsn, payload, nil
+}
+
+func (r *Reader) remap(path string, end int64) error {
+	size, err := r.file.Size()
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if size < end {
+		return &CorruptError{path, size, fmt.Sprintf("the file ends here, although the header says that frames up to %d are committed", end)}
+	}
+	body, err := r.file.Map(0, int(size), false)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if r.body != nil {
+		r.body.Unmap()
+	}
+	r.body = body
+	return nil
+}
+
+func (r *Reader) closeSegment() {
+	if r.file == nil {
+		return
+	}
+	if r.body != nil {
+		r.body.Unmap()
+	}
+	r.page.Unmap()
+	r.file.Close()
+	r.file, r.page, r.body = nil, nil, nil
+}
+
+// Close unmaps what is mapped.
+func (r *Reader) Close() { r.closeSegment() }

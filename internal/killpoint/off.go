@@ -1,0 +1,6 @@
+//go:build !killpoints
+
+package killpoint
+
+// Hit marks a step.
+func Hit(string) {}
