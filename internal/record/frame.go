@@ -138,6 +138,15 @@ func ReadFrame(p []byte, f func(feedMs int64, e *Entry) error) error {
 	return nil
 }
 
+// ReadEntry reads the entry that p begins with and says how long it is; what it points to lies in p.
+func ReadEntry(p []byte, feedMs int64) (e Entry, n int, err error) {
+	r := reader{b: p}
+	if !r.entry(&e, feedMs) {
+		return Entry{}, 0, fmt.Errorf("%w: an entry", ErrFormat)
+	}
+	return e, len(p) - len(r.b), nil
+}
+
 // reader takes bytes from the front; a short read makes it failed and gives zeros.
 type reader struct {
 	b      []byte
