@@ -1,0 +1,142 @@
+package dataplane
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+
+	"github.com/panjf2000/gnet/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/dnsmesh/dmpd/internal/stats"
+)
+
+type sockaddr = unix.RawSockaddrInet6
+
+// ticket is where a reply that comes later goes: a loop and, on it, a datagram's sender or a connection. gnet clears its own notion of a
+// datagram's sender when OnTraffic returns; a connection is named by its stream, which is made anew for each, so that a reply can never
+// reach another one that was given the same descriptor.
+type ticket struct {
+	loop   *loop
+	fd     int
+	sa     sockaddr
+	stream *stream
+}
+
+// ticket keeps what of a peer outlives its message.
+func (p *peer) ticket() ticket {
+	t := ticket{loop: p.loop, fd: p.loop.fd, stream: p.stream}
+	if p.sa != nil {
+		t.sa = *p.sa
+	}
+	if t.stream != nil {
+		t.stream.waiting.Add(1)
+	}
+	return t
+}
+
+type lateReply struct {
+	ticket ticket
+	msg    []byte
+}
+
+// outbox holds replies on their way back to their loop, which sends all that are there at once.
+type outbox struct {
+	mu      sync.Mutex
+	waiting []lateReply
+	sending []lateReply // the loop's
+}
+
+// reply hands a reply to the ticket's loop, from any goroutine; msg is the outbox's from then on. An empty one says that there is none.
+func (t ticket) reply(msg []byte) {
+	o := &t.loop.outbox
+	o.mu.Lock()
+	o.waiting = append(o.waiting, lateReply{t, msg})
+	wake := len(o.waiting) == 1
+	o.mu.Unlock()
+	t.loop.engine.net.pending.Add(1)
+	if wake {
+		// Fails only when the engine has stopped; then there is nobody to answer to.
+		if err := t.loop.gnet.Execute(context.Background(), gnet.RunnableFunc(t.loop.flush)); err != nil {
+			t.loop.drop()
+		}
+	}
+}
+
+// drop forgets what cannot be sent any more.
+func (l *loop) drop() {
+	l.outbox.mu.Lock()
+	n := len(l.outbox.waiting)
+	l.outbox.waiting = l.outbox.waiting[:0]
+	l.outbox.mu.Unlock()
+	l.engine.net.pending.Add(int64(-n))
+}
+
+// flush sends what waits. It runs on the loop.
+func (l *loop) flush(context.Context) error {
+	o := &l.outbox
+	o.mu.Lock()
+	o.waiting, o.sending = o.sending[:0], o.waiting
+	o.mu.Unlock()
+	all := o.sending
+	b := l.batch
+	for i := 0; i < len(all); {
+		r := &all[i]
+		if r.ticket.stream != nil {
+			i += l.flushStream(all[i:])
+			continue
+		}
+		i++
+		if len(r.msg) == 0 {
+			continue
+		}
+		l.shard.Observe(stats.ResponseSize[stats.UDP], uint64(len(r.msg)))
+		l.fd = r.ticket.fd
+		b.queue(r.msg, &r.ticket.sa)
+		if b.sending == batchMax {
+			l.sendLate()
+		}
+	}
+	l.sendLate()
+	l.engine.net.pending.Add(int64(-len(all)))
+	clear(all)
+	return nil
+}
+
+func (l *loop) sendLate() {
+	n := l.batch.sending
+	if n == 0 {
+		return
+	}
+	failed := l.batch.send(l.fd)
+	if failed > 0 {
+		l.shard.Add(stats.SendFailed, uint64(failed))
+	}
+	l.shard.Add(stats.Responses[stats.UDP], uint64(n-failed))
+}
+
+// flushStream writes the replies at the head of rs that are for one connection, and says how many they were.
+func (l *loop) flushStream(rs []lateReply) (n int) {
+	s := rs[0].ticket.stream
+	out, none := l.stream[:0], false
+	for n < len(rs) && rs[n].ticket.stream == s {
+		msg := rs[n].msg
+		n++
+		s.waiting.Add(-1)
+		if len(msg) == 0 || len(msg) > 0xFFFF {
+			none = true
+			continue
+		}
+		out = append(binary.BigEndian.AppendUint16(out, uint16(len(msg))), msg...)
+		l.shard.Observe(stats.ResponseSize[stats.TCP], uint64(len(msg)))
+		l.shard.Inc(stats.Responses[stats.TCP])
+	}
+	l.stream = out[:0]
+	if s.closed {
+		return n
+	}
+	if len(out) > 0 && !l.writeStream(s.conn, out) || none {
+		s.conn.Close()
+	}
+	return n
+}
