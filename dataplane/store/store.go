@@ -33,6 +33,7 @@ type Options struct {
 	MergeMin        int64 // log growth at which the first snapshot is made (16 MiB)
 	FreeMin         int64 // disk space that must stay free beside what the next snapshot needs (1 MiB)
 	Limits          Limits
+	TreeKey         [16]byte // snapshot.MergeOptions.TreeKey
 
 	NowMs func() int64 // clock.NowMs
 	// Manual leaves out every timer and background goroutine but the committer, for tests that step time themselves
@@ -95,7 +96,9 @@ type Batch struct {
 	Done func(Result)
 
 	request uint64 // lsn in the requests log, 0 for a message that came over DNS
-	void    bool   // only the position counts
+	void    bool   // nothing is to be done
+	voids   uint64 // lsn of the request that this says is void
+	tooBig  bool   // its frame would be
 }
 
 // Result is what became of a batch.
