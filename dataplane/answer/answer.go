@@ -116,18 +116,14 @@ func Message(dst []byte, m *wire.Message, f wire.Fault, v store.View, e *Env) ([
 	return respond(dst, m.Msg, m.QEnd, q.Name, q.Type, q.Class, &m.EDNS, v, e)
 }
 
-// Refuse appends the response to a message that is refused: header, question as far as it could be read, OPT if the request had one
-// that could be read.
+// Refuse appends the response to a message that is refused: header, question if it could be read, OPT if the parser came as far as one
+// (RFC 6891 7).
 func Refuse(dst []byte, m *wire.Message, f wire.Fault, e *Env) ([]byte, Result) {
 	qEnd := m.QEnd
 	if !m.Question {
 		qEnd = wire.HeaderSize
 	}
-	edns := &m.EDNS
-	if f == wire.TwoOPT || f == wire.BadOPT {
-		edns = &noEDNS
-	}
-	return refuse(dst, m.Msg, qEnd, edns, f, e)
+	return refuse(dst, m.Msg, qEnd, &m.EDNS, f, e)
 }
 
 // Status appends a response without records: what an UPDATE gets (dns.md 5.1, Response shape), given the request's bytes up to
@@ -150,8 +146,6 @@ func Truncated(dst, msg []byte, qEnd int, edns *wire.EDNS, e *Env) []byte {
 	dst = wire.AppendReply(dst, msg, qEnd, wire.NoError, true)
 	return appendOPT(wire.Truncate(dst, start, qEnd-wire.HeaderSize), start, edns, wire.NoError, wire.OK, e)
 }
-
-var noEDNS wire.EDNS
 
 func refuse(dst, msg []byte, qEnd int, edns *wire.EDNS, f wire.Fault, e *Env) ([]byte, Result) {
 	start := len(dst)
