@@ -62,8 +62,8 @@ type Entry struct {
 var ErrFormat = errors.New("record: bad format")
 
 const (
-	rowFixed = 1 + 8 + 8 + 8 + 8 + 32 + 1
-	nameMax  = 255 // RFC 1035 2.3.4
+	nameMax  = 255       // RFC 1035 2.3.4
+	rdataMax = 1<<16 - 1 // RFC 1035 3.2.1
 )
 
 // AppendFrame writes a frame's payload.
@@ -81,6 +81,9 @@ func AppendEntry(dst []byte, e *Entry) []byte {
 	switch e.Kind {
 	case KindPut:
 		dst = appendRow(dst, &e.Row)
+		if len(e.Row.RDATA) > rdataMax {
+			panic("record: RDATA beyond its length field") // every way in has a lower limit
+		}
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(e.Row.RDATA)))
 		dst = append(dst, e.Row.RDATA...)
 	case KindRefresh, KindTombstone:
@@ -107,6 +110,9 @@ func AppendEntry(dst []byte, e *Entry) []byte {
 }
 
 func appendRow(dst []byte, r *Row) []byte {
+	if len(r.Name) > nameMax {
+		panic("record: a name beyond its length field")
+	}
 	dst = append(dst, r.Flags)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Add))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Del))
