@@ -15,7 +15,7 @@ const (
 	subShare = 4
 
 	// Checks of signatures that one prefix may cause, good or bad: forgeries take no token of the recipient, and would otherwise fill the
-	// pool. Ten times what anybody needs, and a twentieth of what one core checks.
+	// pool. At 60 us each they keep a twentieth of a core busy, and a client sends a few claims a message.
 	checksPerSec = 800
 	checksBurst  = 800
 )
@@ -54,8 +54,8 @@ func (l *Limits) room(c *claim, monoNs int64) bool {
 		l.checks.take(l.checks.key(nil, c.prefix()), monoNs)
 }
 
-// take takes a token for a claim whose signature is good, of each bucket; false if one is empty, and then the others keep theirs as far
-// as they come later: the recipient's is last.
+// take takes a token of each bucket for a claim whose signature is good. The recipient's comes last, so that a sender who is over its share
+// takes none of it.
 func (l *Limits) take(c *claim, monoNs int64) bool {
 	return !l.on() ||
 		l.prefixes.take(l.prefixes.key(c.hash[:], c.prefix()), monoNs) &&

@@ -78,9 +78,6 @@ func (p *Prepared) anonymous(a *Author, e *Env) wire.Fault {
 		if ttlSec == 0 {
 			ttlSec = ttlZeroSec
 		}
-		if pol.ClaimLifeSec > 0 {
-			ttlSec = min(ttlSec, pol.ClaimLifeSec)
-		}
 		op.ExpMs = min(e.NowMs+ttlSec*1000, int64(c.ExpSec)*1000)
 		op.Verified = true
 		if known(e.View, &op) {
