@@ -49,11 +49,13 @@ type tail struct {
 	meta     Meta
 	rows     map[key]*tailRow
 	outcomes []Outcome
+	cuts     []int64 // in the order of the log
 }
 
 type tailRow struct {
-	id  record.ID
-	row record.Row // owns its bytes
+	id   record.ID
+	row  record.Row // owns its bytes
+	cuts int        // that stand before it: those do not touch it
 }
 
 // Merge makes the snapshot at lsn Upto and removes older ones. The log must reach back to the old snapshot.
@@ -135,7 +137,7 @@ func readTail(o *MergeOptions) (*tail, error) {
 			return nil, ErrStopped
 		}
 		t.meta.Epoch, t.meta.LSN = r.Epoch(), lsn
-		if err := record.ReadFrame(payload, func(feedMs int64, e *record.Entry) error { return t.apply(o, feedMs, e) }); err != nil {
+		if err := t.frame(o, payload); err != nil {
 			return nil, fmt.Errorf("snapshot: frame %d: %w", lsn, err)
 		}
 	}
@@ -143,7 +145,21 @@ func readTail(o *MergeOptions) (*tail, error) {
 		return nil, fmt.Errorf("snapshot: the last one is at %d, beyond %d", t.meta.LSN, o.Upto)
 	}
 	t.meta.LSN = o.Upto // lsns between may belong to groups that were dropped
+	t.latest()
 	return t, nil
+}
+
+func (t *tail) frame(o *MergeOptions, payload []byte) error {
+	var outcomes []Outcome
+	err := record.ReadFrame(payload, func(feedMs int64, e *record.Entry) error {
+		if e.Kind == record.KindOutcome {
+			outcomes = append(outcomes, Outcome{e.LSN, e.Code, e.Applied})
+			return nil
+		}
+		return t.apply(o, feedMs, e)
+	})
+	t.outcomes = append(t.outcomes, outcomes...) // behind the positions of their own frame, which say whose lsns they are
+	return err
 }
 
 func (t *tail) apply(o *MergeOptions, feedMs int64, e *record.Entry) error {
@@ -154,9 +170,8 @@ func (t *tail) apply(o *MergeOptions, feedMs int64, e *record.Entry) error {
 		m.HLC = max(m.HLC, e.Row.Add, e.Row.Del)
 		return t.element(o, e)
 	case record.KindExpire:
-		m.CutMs = max(m.CutMs, e.CutMs)
-	case record.KindOutcome:
-		t.outcomes = append(t.outcomes, Outcome{e.LSN, e.Code, e.Applied})
+		m.CutMs = e.CutMs // which is less than the last one after the clock was stepped back
+		t.cuts = append(t.cuts, e.CutMs)
 	case record.KindTaken:
 		if e.RequestsEpoch != m.RequestsEpoch {
 			t.outcomes = nil // their lsns are another epoch's
@@ -171,7 +186,7 @@ func (t *tail) apply(o *MergeOptions, feedMs int64, e *record.Entry) error {
 func (t *tail) element(o *MergeOptions, e *record.Entry) error {
 	k := key{string(e.Row.Name), e.Row.Hash}
 	was := t.rows[k]
-	now := &tailRow{row: e.Row}
+	now := &tailRow{row: e.Row, cuts: len(t.cuts)}
 	now.row.Name = []byte(k.name)
 	switch {
 	case e.Kind == record.KindPut:
@@ -197,12 +212,25 @@ func (t *tail) element(o *MergeOptions, e *record.Entry) error {
 	return nil
 }
 
-// kept says whether a row still counts at the cut: a live one until its end, a delete for the life of tombstones.
-func (m *Meta) kept(o *MergeOptions, r *record.Row) bool {
-	if r.RDATA == nil || r.Del >= r.Add {
-		return r.Del.Ms()+o.TombstoneLifeMs > m.CutMs
+// latest turns each cut into the latest of it and those behind it, with one more for rows behind all of them.
+func (t *tail) latest() {
+	t.cuts = append(t.cuts, noCut)
+	for i := len(t.cuts) - 2; i >= 0; i-- {
+		t.cuts[i] = max(t.cuts[i], t.cuts[i+1])
 	}
-	return r.ExpMs > m.CutMs
+}
+
+const noCut = -1 << 62
+
+// kept says whether a row still counts after the cuts from that one on: a live one until its end, a delete for the life of
+// tombstones, also where a later publish was the shorter one. Cuts before the row do not touch it: after a step back of the
+// clock it may well end before them.
+func (t *tail) kept(o *MergeOptions, r *record.Row, cuts int) bool {
+	cutMs := t.cuts[cuts]
+	if r.Del != 0 && r.Del.Ms()+o.TombstoneLifeMs > cutMs {
+		return true
+	}
+	return r.RDATA != nil && r.Del < r.Add && r.ExpMs > cutMs
 }
 
 // merger numbers the rows of the new snapshot: first the old ones that stay, then those of the log.
@@ -264,7 +292,7 @@ func write(o *MergeOptions, t *tail, path string) error {
 // order sorts the log's rows by feed stamp, name and hash (cluster.md 17.3), and leaves out what does not count any more.
 func (m *merger) order() {
 	for _, r := range m.t.rows {
-		if m.t.meta.kept(m.o, &r.row) {
+		if m.t.kept(m.o, &r.row, r.cuts) {
 			m.rows = append(m.rows, r)
 		}
 	}
@@ -286,7 +314,7 @@ func (m *merger) writeRows() (offsets []uint64, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if m.t.rows[key{string(r.Name), r.Hash}] != nil || !m.t.meta.kept(m.o, &r) {
+			if m.t.rows[key{string(r.Name), r.Hash}] != nil || !m.t.kept(m.o, &r, 0) {
 				continue
 			}
 			raw, _ := m.prev.raw(i)

@@ -29,7 +29,7 @@ import (
 //	  16  lsn                 8   of the last frame that is in it
 //	  24  epoch of the log   16
 //	  40  feed, ms            8   stamp of that frame
-//	  48  cut, ms             8   rows that ended at or before are left out
+//	  48  cut, ms             8   the last one; what had ended by then is left out
 //	  56  hybrid clock        8   no stamp in it is later
 //	  64  requests epoch     16   \
 //	  80  requests taken      8    | positions taken of the control plane's logs
@@ -314,7 +314,7 @@ func (s *Snapshot) Row(i int) (record.Row, error) {
 // raw gives the bytes of row i from its feed stamp on, possibly with more behind it.
 func (s *Snapshot) raw(i int) ([]byte, error) {
 	off := binary.BigEndian.Uint64(s.sec[secOrder][8*i:])
-	if off+rowFixed > uint64(len(s.sec[secRows])) {
+	if n := uint64(len(s.sec[secRows])); off > n || n-off < rowFixed {
 		return nil, s.corrupt(s.off[secOrder]+int64(8*i), "row %d begins outside its section", i)
 	}
 	return s.sec[secRows][off:], nil

@@ -17,7 +17,8 @@ func wireName(i int) []byte { return fmt.Appendf(nil, "\x05name%d\x04test\x00", 
 // model is what the rows should be.
 type model struct {
 	rows   map[string]record.Row
-	feedMs int64
+	feedMs int64 // stamps never go back
+	wallMs int64 // the clock does
 	cutMs  int64
 	hlc    record.HLC
 	lsn    uint64
@@ -27,15 +28,19 @@ const life = 5000
 
 // frame makes a random frame and applies it to the model.
 func (m *model) frame(rng *rand.Rand) []byte {
-	m.feedMs += 1 + rng.Int64N(400)
+	m.wallMs += 1 + rng.Int64N(400)
+	if rng.IntN(30) == 0 {
+		m.wallMs -= rng.Int64N(8000)
+	}
+	m.feedMs = max(m.wallMs, m.feedMs+1)
 	var es []record.Entry
 	for range 1 + rng.IntN(4) {
 		name, rdata := wireName(rng.IntN(10)), record.AppendRDATA(nil, fmt.Appendf(nil, "value %d", rng.IntN(3)))
 		r := record.Row{Name: name, RDATA: rdata, Hash: record.HashOf(rdata), FeedMs: m.feedMs}
 		k := string(name) + string(rdata)
 		was, had := m.rows[k]
-		m.hlc = m.hlc.Next(m.feedMs)
-		r.Add, r.Del, r.ExpMs = m.hlc, was.Del, m.feedMs+1+rng.Int64N(6000)
+		m.hlc = m.hlc.Next(m.wallMs)
+		r.Add, r.Del, r.ExpMs = m.hlc, was.Del, m.wallMs+1+rng.Int64N(6000)
 		switch n := rng.IntN(6); {
 		case n < 3 || !had:
 			es = append(es, record.Entry{Kind: record.KindPut, Row: r})
@@ -51,11 +56,10 @@ func (m *model) frame(rng *rand.Rand) []byte {
 		m.rows[k] = r
 	}
 	if rng.IntN(5) == 0 {
-		m.cutMs = m.feedMs
+		m.cutMs = m.wallMs
 		es = append(es, record.Entry{Kind: record.KindExpire, CutMs: m.cutMs})
-		// The store's rule: what ended is gone, so that a refresh of it is a put.
 		for k, r := range m.rows {
-			if r.RDATA != nil && r.ExpMs <= m.cutMs || r.RDATA == nil && r.Del.Ms()+life <= m.cutMs {
+			if (r.RDATA == nil || r.ExpMs <= m.cutMs) && r.Del.Ms()+life <= m.cutMs {
 				delete(m.rows, k)
 			}
 		}
@@ -75,7 +79,7 @@ func TestMergeAgainstModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := &model{rows: map[string]record.Row{}, feedMs: 1_000_000}
+		m := &model{rows: map[string]record.Row{}, feedMs: 1_000_000, wallMs: 1_000_000}
 		var s *Snapshot
 		for range 6 {
 			for range 1 + rng.IntN(40) {
@@ -113,8 +117,10 @@ func compare(t *testing.T, seed uint64, s *Snapshot, m *model) {
 	if s.FeedMs != m.feedMs || s.CutMs != m.cutMs || s.HLC != m.hlc || s.Serial != uint32(m.lsn)+100 || s.Requests != m.lsn || s.State != 7 || string(s.Zone) != "\x04test\x00" {
 		t.Fatalf("seed %d: meta %+v", seed, s.Meta)
 	}
-	if o, ok := s.Outcome(m.lsn); !ok || o.Code != record.CodeFull || o.Applied != uint32(m.lsn) {
-		t.Fatalf("seed %d: outcome %+v, %v", seed, o, ok)
+	for lsn := uint64(1); lsn <= m.lsn; lsn++ {
+		if o, ok := s.Outcome(lsn); !ok || o.Code != record.CodeFull || o.Applied != uint32(lsn) {
+			t.Fatalf("seed %d: outcome of %d of %d: %+v, %v", seed, lsn, m.lsn, o, ok)
+		}
 	}
 	if _, ok := s.Outcome(m.lsn + 1); ok {
 		t.Fatal("an outcome of a request that was never made")
@@ -174,7 +180,7 @@ func TestFlips(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := &model{rows: map[string]record.Row{}, feedMs: 1_000_000}
+		m := &model{rows: map[string]record.Row{}, feedMs: 1_000_000, wallMs: 1_000_000}
 		rng := rand.New(rand.NewPCG(1, 2))
 		for range 20 {
 			w.Append(m.frame(rng))
@@ -212,6 +218,24 @@ func TestFlips(t *testing.T) {
 		}
 		if err == nil && off < headerSize {
 			t.Errorf("flip at %d in the header was not seen", off)
+		}
+	}
+	// Places of rows that lie far outside the file, and just at its end.
+	for bit := range 64 {
+		fs, path := build()
+		s, err := Open(fs, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fs.Flip(path, s.off[secOrder]+int64(7-bit/8), uint(bit%8))
+		s, err = Open(fs, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Each(func(record.ID, *record.Row) bool { return true })
+		s.AfterFeed(0, func(record.ID, *record.Row) bool { return true })
+		if err := s.Check(); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("bit %d of a row's place: %v", bit, err)
 		}
 	}
 	fs, path := build()
