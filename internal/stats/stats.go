@@ -7,6 +7,7 @@
 //	| magic (8B) "dmpstat" + format |
 //	| shards (4B), counters (4B)    |
 //	| fingerprint of the table (8B) |
+//	| when it was made, ns (8B)     |
 //	| ... padding to 4096           |
 //	+-------------------------------+
 //	| shard 0: counters x 8B, padded to a cache line |
@@ -25,6 +26,7 @@ import (
 	"math/bits"
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -89,6 +91,7 @@ func Create(path string, loops int) (*Page, error) {
 	header := words(mem[:headerSize])
 	header[1] = uint64(loops+1)<<32 | uint64(len(table))
 	header[2] = fingerprint()
+	header[3] = uint64(time.Now().UnixNano())
 	atomic.StoreUint64(&header[0], magic)
 	if err := os.Rename(temporary, path); err != nil {
 		unix.Munmap(mem)
@@ -184,3 +187,6 @@ func (h Histogram) bucket(v uint64) int {
 	}
 	return min(bits.Len64((v-1)/h.lowest), h.buckets-1)
 }
+
+// Made tells one page from that of another start of the data plane.
+func (p *Page) Made() uint64 { return words(p.mem[:headerSize])[3] }

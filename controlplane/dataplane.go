@@ -1,0 +1,233 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/dnsmesh/dmpd/internal/clock"
+	"github.com/dnsmesh/dmpd/internal/journal"
+	"github.com/dnsmesh/dmpd/internal/killpoint"
+	"github.com/dnsmesh/dmpd/internal/logging"
+	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/snapshot"
+	"github.com/dnsmesh/dmpd/internal/vfs"
+)
+
+// requests is the way of records to the data plane (design.md, Committed and taken).
+//
+// A request is appended to control/requests and answered on its outcome in data/rows, which is durable. If the data plane is away, a VOID
+// for the request is appended. A data plane that starts reads to the end before it applies anything, so that what was voided while
+// it was dead never happens; one that had taken the request before it died has its outcome in the log, which is read to its end
+// before anything else is answered. One that only hangs may still come to itself and apply the request: then the outcome is not known,
+// and the answer says so.
+type requests struct {
+	dataDir string
+	tail    *tail
+	log     *logging.Logger
+	live    *journal.Live // our own page, whose bell the data plane hears
+
+	mu sync.Mutex
+	w  *journal.Writer
+
+	dataMu   sync.Mutex
+	dataLive *journal.Live
+}
+
+// Errors of a request that was not decided.
+var (
+	errAway    = errors.New("the data plane is away")
+	errAhead   = errors.New("too many requests wait for the data plane")
+	errUnknown = errors.New("the data plane does not answer; the outcome is not known")
+)
+
+const (
+	// aheadMax is how far the log of requests may run ahead of what is taken (design.md).
+	aheadMax = 64 << 20
+	// requestsSegment is small, so that what is taken is soon unlinked.
+	requestsSegment = 16 << 20
+	// awayPoll is how often a waiting request looks whether the data plane is still there.
+	awayPoll = 100 * time.Millisecond
+	// unknownAfter is how long a request waits for a data plane that lives but does not move.
+	unknownAfter = 10 * time.Second
+)
+
+func openRequests(fs vfs.FS, controlDir, dataDir string, t *tail, live *journal.Live, log *logging.Logger) (*requests, error) {
+	w, err := journal.Open(journal.Options{FS: fs, Dir: controlDir, Name: "requests", SegmentMax: requestsSegment, Durability: journal.OS, Log: log}, 0, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &requests{dataDir: dataDir, tail: t, log: log, live: live, w: w}, nil
+}
+
+func (q *requests) close() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.w.Close()
+}
+
+// data gives the data plane's live page, if there is one.
+func (q *requests) data() *journal.Live {
+	q.dataMu.Lock()
+	defer q.dataMu.Unlock()
+	l, err := journal.OpenLive(vfs.OS, filepath.Join(q.dataDir, "live"))
+	if err != nil {
+		return nil
+	}
+	if q.dataLive != nil && q.dataLive.Pid() == l.Pid() && q.dataLive.Build() == l.Build() {
+		l.Close()
+		return q.dataLive
+	}
+	// The old mapping may still be read by somebody; a page of memory for each start of the data plane is let be.
+	q.dataLive = l
+	return l
+}
+
+// state of the data plane.
+type dataState uint8
+
+const (
+	dataServing dataState = iota
+	dataHanging           // holds its lock, but has not beaten for a while
+	dataGone              // nobody holds the lock
+)
+
+func (q *requests) state() dataState {
+	if !journal.Locked(filepath.Join(q.dataDir, "lock")) {
+		return dataGone
+	}
+	if l := q.data(); l != nil && clock.NowMs()-l.BeatMs() < journal.BeatLost.Milliseconds() {
+		return dataServing
+	}
+	return dataHanging
+}
+
+// do has a request decided. The outcome is durable.
+func (q *requests) do(ctx context.Context, r *record.Request) (snapshot.Outcome, error) {
+	if q.state() != dataServing {
+		return snapshot.Outcome{}, errAway
+	}
+	payload := record.AppendRequest(nil, r)
+	q.mu.Lock()
+	epoch := q.w.Epoch()
+	if taken := q.tail.durable(epoch); taken > 0 {
+		if err := q.w.Drop(taken); err != nil {
+			q.log.Warn("taken requests cannot be unlinked", "err", err)
+		}
+	}
+	if q.w.Size() > aheadMax {
+		q.mu.Unlock()
+		return snapshot.Outcome{}, errAhead
+	}
+	lsn, err := q.append(payload)
+	q.mu.Unlock()
+	if err != nil {
+		return snapshot.Outcome{}, fmt.Errorf("requests log: %w", err)
+	}
+	killpoint.Hit("request-appended")
+	return q.wait(ctx, epoch, lsn)
+}
+
+// append needs mu.
+func (q *requests) append(payload []byte) (uint64, error) {
+	lsn, err := q.w.Append(payload)
+	if err == nil {
+		err = q.w.Sync() // commits; this log is not synced
+	}
+	if err == nil {
+		q.live.Ring()
+	}
+	return lsn, err
+}
+
+func (q *requests) wait(ctx context.Context, epoch [16]byte, lsn uint64) (snapshot.Outcome, error) {
+	voided := false
+	start := time.Now()
+	poll := time.NewTicker(awayPoll)
+	defer poll.Stop()
+	done := ctx.Done()
+	for {
+		o, ok, changed := q.tail.outcome(epoch, lsn)
+		if ok {
+			if o.Code == record.CodeVoid {
+				return o, errAway
+			}
+			return o, nil
+		}
+		select {
+		case <-changed:
+			continue
+		case <-done:
+			// The client is gone. The request may still happen, as any write whose answer is lost; nobody waits for it.
+			return o, ctx.Err()
+		case <-poll.C:
+		}
+		state := q.state()
+		if state == dataServing && time.Since(start) < unknownAfter {
+			continue
+		}
+		if !voided {
+			q.mu.Lock()
+			_, err := q.append(record.AppendVoid(nil, lsn))
+			q.mu.Unlock()
+			if err != nil {
+				return o, fmt.Errorf("%w: %w", errUnknown, err)
+			}
+			killpoint.Hit("void-appended")
+			voided = true
+			q.log.Warn("a request is given up: the data plane is away", "lsn", lsn)
+		}
+		if state == dataGone {
+			// Nobody can take it any more but one that sees the VOID first. What the dead one left in its log decides.
+			if o, ok := q.lastWord(epoch, lsn); ok {
+				return o, nil
+			}
+			return o, errAway
+		}
+		if time.Since(start) > unknownAfter {
+			return o, errUnknown
+		}
+	}
+}
+
+// lastWord reads the log to its end and looks for the outcome once more.
+func (q *requests) lastWord(epoch [16]byte, lsn uint64) (snapshot.Outcome, bool) {
+	// Two full readings of the follower: the first may have been under way when the data plane died.
+	for range 2 {
+		o, ok, changed := q.tail.outcome(epoch, lsn)
+		if ok && o.Code != record.CodeVoid {
+			return o, true
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second):
+		}
+	}
+	o, ok, _ := q.tail.outcome(epoch, lsn)
+	return o, ok && o.Code != record.CodeVoid
+}
+
+// Taken waits until the data plane has taken the state log up to lsn (auth.Taker). With lsn 0 it only says whether there is a data plane.
+func (q *requests) taken(ctx context.Context, epoch [16]byte, lsn uint64) error {
+	q.live.Ring()
+	for {
+		if q.state() != dataServing {
+			return errAway
+		}
+		l := q.data()
+		if l == nil {
+			return errAway
+		}
+		bell := l.Bell()
+		if l.Taken(journal.TakenState, epoch) >= lsn {
+			return nil
+		}
+		l.Wait(bell, awayPoll)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
