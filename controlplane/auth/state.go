@@ -57,6 +57,8 @@ type Options struct {
 	Taker      Taker  // nil: nobody reads (offline commands)
 	NowMs      func() int64
 	Audit      *Audit // may be nil
+
+	compactAt int64 // of tests; compactAt
 }
 
 // State holds everything in memory. Safe for concurrent use.
@@ -88,6 +90,9 @@ func Open(o Options) (*State, error) {
 	}
 	if o.NowMs == nil {
 		o.NowMs = clock.NowMs
+	}
+	if o.compactAt == 0 {
+		o.compactAt = compactAt
 	}
 	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("auth: %w", err)
@@ -198,7 +203,7 @@ func (s *State) change(entries []byte) (lsn uint64, err error) {
 // compact writes a snapshot when the log has grown as long as the last one. A failure costs disk, not state: it is logged and
 // tried again with the next change.
 func (s *State) compact(lsn uint64) {
-	if s.w.SizeFrom(s.snapped+1) < max(compactAt, s.snapSize) {
+	if s.w.SizeFrom(s.snapped+1) < max(s.o.compactAt, s.snapSize) {
 		return
 	}
 	all := s.appendAll(nil)
