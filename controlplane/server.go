@@ -4,6 +4,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -72,6 +73,8 @@ type Server struct {
 	stopBeat chan struct{}
 	beating  sync.WaitGroup
 	failed   chan error
+	stopOnce sync.Once
+	stopErr  error
 }
 
 // ErrCannotRun marks errors that a restart does not mend: a lock that is held, an address that is taken, a bad certificate.
@@ -304,8 +307,13 @@ func (s *Server) registration() auth.Settings {
 	}
 }
 
-// Stop drains for a few seconds, then cuts, then closes the files.
+// Stop drains for a few seconds, then cuts, then closes the files. A second call gives the result of the first.
 func (s *Server) Stop() error {
+	s.stopOnce.Do(func() { s.stopErr = s.stop() })
+	return s.stopErr
+}
+
+func (s *Server) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainMax)
 	defer cancel()
 	if s.http != nil {
@@ -472,16 +480,18 @@ type errorBody struct {
 
 // reply sends a JSON body.
 func reply(w http.ResponseWriter, status int, body any) {
-	b, err := json.Marshal(body)
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // the bodies are compared byte for byte, and are no HTML
+	if err := e.Encode(body); err != nil {
 		panic(err) // plain structs only
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", strconv.Itoa(len(b)+1))
+	h.Set("Content-Length", strconv.Itoa(b.Len()))
 	w.WriteHeader(status)
-	_, _ = w.Write(append(b, '\n')) // the client is gone: nobody to tell
+	_, _ = w.Write(b.Bytes()) // the client is gone: nobody to tell
 }
 
 // empty sends a status without a body.

@@ -3,6 +3,7 @@ package controlplane
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -262,13 +263,16 @@ func (t *tail) take(lsn uint64, payload []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lsn = lsn
+	// A frame's outcomes are of the epoch that its Taken entry names, wherever in the frame that stands.
+	fresh := map[uint64]snapshot.Outcome{}
+	defer func() { maps.Copy(t.outcomes, fresh) }()
 	return record.ReadFrame(payload, func(feedMs int64, e *record.Entry) error {
 		t.feedMs = feedMs
 		switch e.Kind {
 		case record.KindPut, record.KindRefresh, record.KindTombstone:
 			return t.element(lsn, e)
 		case record.KindOutcome:
-			t.outcomes[e.LSN] = snapshot.Outcome{LSN: e.LSN, Code: e.Code, Applied: e.Applied}
+			fresh[e.LSN] = snapshot.Outcome{LSN: e.LSN, Code: e.Code, Applied: e.Applied}
 		case record.KindTaken:
 			if e.RequestsEpoch != t.taken.RequestsEpoch {
 				clear(t.outcomes) // their lsns are of another epoch
