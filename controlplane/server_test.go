@@ -242,7 +242,11 @@ func TestDiesWhileAsked(t *testing.T) {
 	n.d.hang.Store(true)
 	got := make(chan answer, 1)
 	go func() { got <- n.do("POST", "/v1/records/a.test", "operator", `{"value":"lost"}`) }()
-	eventually(t, "the request lies there", func() bool { return n.requests.w.Next() > 1 })
+	eventually(t, "the request lies there", func() bool {
+		n.requests.mu.Lock()
+		defer n.requests.mu.Unlock()
+		return n.requests.w.Next() > 1
+	})
 	n.d.hang.Store(false)
 	n.d.mu.Lock() // it may not apply anything any more
 	n.d.stopped = true
