@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -294,7 +295,7 @@ func (s *State) ListKeys() []*tsig.Key {
 	return keys
 }
 
-// changeKey replaces a key by a changed copy.
+// changeKey replaces a key by a changed copy. With ErrNotTaken it gives the key too: the change stands.
 func (s *State) changeKey(ctx context.Context, name, event string, f func(k *tsig.Key, nowSec int64) error, more func(b []byte, k *tsig.Key, nowSec int64) []byte) (*tsig.Key, error) {
 	w, err := wire.AppendName(nil, name)
 	if err != nil {
@@ -316,11 +317,11 @@ func (s *State) changeKey(ctx context.Context, name, event string, f func(k *tsi
 		}
 		return b, nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNotTaken) {
 		return nil, err
 	}
-	s.o.Audit.Write(Event{Event: event, Subject: c.Subject, Key: name})
-	return &c, nil
+	s.o.Audit.Write(Event{Event: event, Subject: c.Subject, Key: wire.Text(w)})
+	return &c, err
 }
 
 // Revoke ends a key. Its names are free again, unless something else of the owner's is live or they are locked: to keep everybody
@@ -328,7 +329,11 @@ func (s *State) changeKey(ctx context.Context, name, event string, f func(k *tsi
 func (s *State) Revoke(ctx context.Context, name string) (*tsig.Key, error) {
 	return s.changeKey(ctx, name, "tsig-revoked", func(k *tsig.Key, _ int64) error { k.Revoked = true; return nil },
 		func(b []byte, k *tsig.Key, nowSec int64) []byte {
-			return s.freeOwners(b, k.Ed25519, string(k.Name), nil, nowSec)
+			sub, err := ParseSubject(k.Subject)
+			if err != nil {
+				return b // an operator's key owns nothing
+			}
+			return s.freeOwners(b, s.ownedBy(k, sub), k.Ed25519, string(k.Name), nil, nowSec)
 		})
 }
 
@@ -385,9 +390,9 @@ func (s *State) ownedBy(k *tsig.Key, subject Subject) []string {
 	return owned
 }
 
-// freeOwners drops what an Ed25519 key owns for which nothing live is left, apart from the key and tokens that end in this same
-// change. The caller holds mu.
-func (s *State) freeOwners(b []byte, spk []byte, endingKey string, endingTokens map[TokenHash]bool, nowSec int64) []byte {
+// freeOwners frees those of the names owned that an Ed25519 key holds and for which nothing live is left, apart from the key and
+// tokens that end in this same change. The caller holds mu.
+func (s *State) freeOwners(b []byte, owned []string, spk []byte, endingKey string, endingTokens map[TokenHash]bool, nowSec int64) []byte {
 	if len(spk) == 0 {
 		return b
 	}
@@ -410,8 +415,9 @@ func (s *State) freeOwners(b []byte, spk []byte, endingKey string, endingTokens 
 			held[ownerKey(sub.Local, sub.Domain)] = true
 		}
 	}
-	for _, k := range sorted(s.owners) {
-		if o := s.owners[k]; bytes.Equal(o.Ed25519, spk) && !held[k] {
+	slices.Sort(owned)
+	for _, k := range slices.Compact(owned) {
+		if o := s.owners[k]; o != nil && bytes.Equal(o.Ed25519, spk) && !held[k] {
 			b = put(b, kindOwner, &Owner{Key: k})
 		}
 	}
@@ -419,12 +425,12 @@ func (s *State) freeOwners(b []byte, spk []byte, endingKey string, endingTokens 
 }
 
 // Lock keeps local@domain for the key that owns it now, live or not; with no owner, for nobody.
-func (s *State) Lock(ctx context.Context, name, note string) error {
+func (s *State) Lock(_ context.Context, name, note string) error {
 	sub, err := ParseSubject(name)
 	if err != nil {
 		return fmt.Errorf("%w: %q: %w", ErrBadRequest, name, err)
 	}
-	return s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	return s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		l := &Lock{Key: ownerKey(sub.Local, sub.Domain), Name: sub.String(), Note: note, AtSec: nowSec}
 		if o := s.owners[l.Key]; o != nil {
 			l.Ed25519 = o.Ed25519
@@ -434,12 +440,12 @@ func (s *State) Lock(ctx context.Context, name, note string) error {
 }
 
 // Unlock takes a lock off.
-func (s *State) Unlock(ctx context.Context, name string) error {
+func (s *State) Unlock(_ context.Context, name string) error {
 	sub, err := ParseSubject(name)
 	if err != nil {
 		return fmt.Errorf("%w: %q: %w", ErrBadRequest, name, err)
 	}
-	return s.do(ctx, func(b []byte, _ int64) ([]byte, error) {
+	return s.own(func(b []byte, _ int64) ([]byte, error) {
 		k := ownerKey(sub.Local, sub.Domain)
 		if s.locks[k] == nil {
 			return nil, fmt.Errorf("%w: no lock on %s", ErrNotFound, sub)
@@ -478,7 +484,7 @@ func (s *State) Allow(ctx context.Context, kind DenyKind, value string) error {
 	return s.setDeny(ctx, kind, value, "", true)
 }
 
-func (s *State) setDeny(ctx context.Context, kind DenyKind, value, note string, off bool) error {
+func (s *State) setDeny(_ context.Context, kind DenyKind, value, note string, off bool) error {
 	value = strings.ToLower(strings.TrimSpace(value))
 	ok := false
 	switch kind {
@@ -495,7 +501,7 @@ func (s *State) setDeny(ctx context.Context, kind DenyKind, value, note string, 
 	if !ok {
 		return fmt.Errorf("%w: %q is no %s", ErrBadRequest, value, kind)
 	}
-	return s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	return s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		d := &Deny{Kind: kind, Value: value, Note: note, AtSec: nowSec, Off: off}
 		if off && s.denied[d.id()] == nil {
 			return nil, fmt.Errorf("%w: %s %s is not denied", ErrNotFound, kind, value)
@@ -524,9 +530,9 @@ func (s *State) IsDenied(sub Subject, spk []byte) bool {
 }
 
 // SetPolicy stores a setting that outlives the configuration: grace_sec.
-func (s *State) SetPolicy(ctx context.Context, name, value string) error {
+func (s *State) SetPolicy(_ context.Context, name, value string) error {
 	if n, err := strconv.ParseInt(value, 10, 64); name != "grace_sec" || err != nil || n < 0 {
 		return fmt.Errorf("%w: policy %s=%s: only grace_sec with a number of seconds is known", ErrBadRequest, name, value)
 	}
-	return s.do(ctx, func(b []byte, _ int64) ([]byte, error) { return put(b, kindPolicy, policyEntry{name, value}), nil })
+	return s.own(func(b []byte, _ int64) ([]byte, error) { return put(b, kindPolicy, policyEntry{name, value}), nil })
 }

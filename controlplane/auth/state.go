@@ -206,6 +206,7 @@ func (s *State) compact(lsn uint64) {
 	if s.w.SizeFrom(s.snapped+1) < max(s.o.compactAt, s.snapSize) {
 		return
 	}
+	s.prune(s.o.NowMs() / 1000)
 	all := s.appendAll(nil)
 	err := s.w.Seal()
 	if err == nil {
@@ -220,7 +221,29 @@ func (s *State) compact(lsn uint64) {
 	}
 }
 
-// Snapshot writes a snapshot of the state as it is, for backups.
+// prune forgets, as a snapshot is made, what registration left and nobody can use again: without it, registering over and over would
+// grow the state for ever. What an operator made or revoked stays. The caller holds mu.
+func (s *State) prune(nowSec int64) {
+	before := nowSec - s.graceSec()
+	over := func(atSec int64) bool { return atSec != 0 && atSec < before }
+	for h, t := range s.tokens {
+		if len(t.Ed25519) > 0 && (over(t.ExpiresAtSec) || over(t.RevokedAtSec)) {
+			delete(s.tokens, h)
+		}
+	}
+	for name, k := range s.keys {
+		if len(k.Ed25519) > 0 && !k.Operator && !k.Revoked && over(k.ExpiresAtSec) {
+			s.putKey(name, nil)
+		}
+	}
+	for k, o := range s.owners {
+		if over(o.EndSec) {
+			delete(s.owners, k)
+		}
+	}
+}
+
+// Snapshot gives the state as entries and the lsn that they stand for, for backups.
 func (s *State) Snapshot() (lsn uint64, entries []byte) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -242,19 +265,30 @@ func (s *State) wait(ctx context.Context, lsn uint64) error {
 	return nil
 }
 
-// do runs one change: decide appends entries, or says why not.
+// do runs one change that the data plane judges by: decide appends entries, or says why not. After ErrNotTaken the change stands: a data
+// plane that starts takes all of the state before it judges anything.
 func (s *State) do(ctx context.Context, decide func(b []byte, nowSec int64) ([]byte, error)) error {
-	s.mu.Lock()
-	b, err := decide(nil, s.o.NowMs()/1000)
-	var lsn uint64
-	if err == nil {
-		lsn, err = s.change(b)
-	}
-	s.mu.Unlock()
+	lsn, err := s.commit(decide)
 	if err != nil {
 		return err
 	}
 	return s.wait(ctx, lsn)
+}
+
+// own runs one change that concerns this plane alone: tokens, owners, locks, denials, policy. It is done once it is synced.
+func (s *State) own(decide func(b []byte, nowSec int64) ([]byte, error)) error {
+	_, err := s.commit(decide)
+	return err
+}
+
+func (s *State) commit(decide func(b []byte, nowSec int64) ([]byte, error)) (lsn uint64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, err := decide(nil, s.o.NowMs()/1000)
+	if err != nil {
+		return 0, err
+	}
+	return s.change(b)
 }
 
 // ownerKey is what ownership is kept by: names come from a hash of the local part, cut to 12 hex digits (http.md 8.3, 6.2), so two local

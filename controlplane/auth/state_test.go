@@ -71,7 +71,7 @@ var errPower = errors.New("power cut")
 // An answered mint or revoke survives a crash at any step: appended, synced, snapshot half written, segment half made.
 func TestCrash(t *testing.T) {
 	ctx := context.Background()
-	for seedN := range uint64(400) {
+	for seedN := range uint64(320) {
 		rng := rand.New(rand.NewPCG(seedN, 1))
 		fs := vfstest.New(seedN)
 		m := &crashModel{map[string][]byte{}, map[string]bool{}, map[string]TokenHash{}}
@@ -331,6 +331,37 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if err := s.apply(tsig.AppendState(nil, kindPolicy+1, []byte("{}"))); !errors.Is(err, tsig.ErrState) {
 		t.Errorf("an unknown entry is passed over: %v", err)
+	}
+}
+
+// Registering over and over does not grow the state for ever.
+func TestPrune(t *testing.T) {
+	ctx := context.Background()
+	fs := vfstest.New(1)
+	nowMs := int64(testNowMs)
+	s, err := Open(Options{FS: fs, Dir: "control", NowMs: func() int64 { return nowMs }, SegmentMax: 16 << 10, compactAt: 8 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spk := []byte(seed(1).Public().(ed25519.PublicKey))
+	if _, _, err := s.IssueToken(ctx, TokenRequest{Subject: "op@a.test", ExpiresAtSec: testNowMs/1000 + 1}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		sub := Subject{fmt.Sprintf("u%d", i), "a.test"}
+		if _, _, err := s.RegisterToken(ctx, sub, spk, 60, 10, 50); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.RegisterKey(ctx, Registration{Subject: sub, Ed25519: spk, Zone: "z.test", LifeSec: 60}); err != nil {
+			t.Fatal(err)
+		}
+		nowMs += 86400_000
+	}
+	if n := len(s.ListTokens("", true)); n < GraceSec/86400 || n > 100 || len(s.ListKeys()) > 100 || len(s.Owners()) > 200 {
+		t.Errorf("%d tokens, %d keys, %d owners are kept", n, len(s.ListKeys()), len(s.Owners()))
+	}
+	if len(s.ListTokens("op@a.test", true)) != 1 {
+		t.Error("an operator's token was forgotten")
 	}
 }
 

@@ -185,14 +185,14 @@ func (r *TokenRequest) token() (*Token, error) {
 }
 
 // IssueToken makes a token for an operator and gives its text, the only time. Older tokens of the subject stay.
-func (s *State) IssueToken(ctx context.Context, r TokenRequest) (string, *Token, error) {
+func (s *State) IssueToken(_ context.Context, r TokenRequest) (string, *Token, error) {
 	t, err := r.token()
 	if err != nil {
 		return "", nil, err
 	}
 	text, h := newToken()
 	t.Hash = h
-	err = s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	err = s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		t.IssuedAtSec = nowSec
 		return put(b, kindToken, t), nil
 	})
@@ -204,12 +204,12 @@ func (s *State) IssueToken(ctx context.Context, r TokenRequest) (string, *Token,
 }
 
 // ImportToken takes a token over of which only the hash is known, as it stands in t.
-func (s *State) ImportToken(ctx context.Context, t Token) error {
+func (s *State) ImportToken(_ context.Context, t Token) error {
 	sub, err := ParseSubject(t.Subject)
 	if err != nil {
 		return fmt.Errorf("%w: subject: %w", ErrBadRequest, err)
 	}
-	return s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	return s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		b = put(b, kindToken, &t)
 		owned := []string{ownerKey(sub.Local, sub.Domain)}
 		if len(t.Ed25519) > 0 && t.Live(nowSec) && s.mayOwn(owned, t.Ed25519, nowSec) == nil {
@@ -220,11 +220,11 @@ func (s *State) ImportToken(ctx context.Context, t Token) error {
 }
 
 // RegisterToken mints a token for a registrant and revokes the ones that the same key registered for the subject (http.md 7.5).
-func (s *State) RegisterToken(ctx context.Context, sub Subject, spk []byte, lifeSec int64, ratePerSec float64, burst int) (string, *Token, error) {
+func (s *State) RegisterToken(_ context.Context, sub Subject, spk []byte, lifeSec int64, ratePerSec float64, burst int) (string, *Token, error) {
 	text, h := newToken()
 	t := &Token{Hash: h, Subject: sub.String(), Type: 1, RatePerSec: ratePerSec, Burst: burst, Issuer: "self-service", Ed25519: bytes.Clone(spk)}
 	var ended []*Token
-	err := s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	err := s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		owned := []string{ownerKey(sub.Local, sub.Domain)}
 		if err := s.mayOwn(owned, spk, nowSec); err != nil {
 			return nil, err
@@ -286,21 +286,22 @@ func (s *State) ListTokens(subject string, revoked bool) []*Token {
 const hashPrefixMin = 8
 
 // RevokeToken revokes by exact subject (all its tokens), else by a prefix of the hash, which must fit one token.
-func (s *State) RevokeToken(ctx context.Context, target string) ([]*Token, error) {
+func (s *State) RevokeToken(_ context.Context, target string) ([]*Token, error) {
 	var ended []*Token
-	err := s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	err := s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		var err error
 		if ended, err = s.targets(target, nowSec); err != nil {
 			return nil, err
 		}
 		b = s.putRevoked(b, ended, nowSec)
-		ending, spks := map[TokenHash]bool{}, map[string]bool{}
+		ending := map[TokenHash]bool{}
 		for _, t := range ended {
 			ending[t.Hash] = true
-			spks[string(t.Ed25519)] = true
 		}
-		for _, spk := range sorted(spks) {
-			b = s.freeOwners(b, []byte(spk), "", ending, nowSec)
+		for _, t := range ended {
+			if sub, err := ParseSubject(t.Subject); err == nil {
+				b = s.freeOwners(b, []string{ownerKey(sub.Local, sub.Domain)}, t.Ed25519, "", ending, nowSec)
+			}
 		}
 		return b, nil
 	})
@@ -339,7 +340,7 @@ func (s *State) targets(target string, nowSec int64) ([]*Token, error) {
 
 // RotateToken revokes a subject's live tokens and issues one in their place, in one change. What r leaves open (rate 0 with burst 0,
 // no X25519 key) comes from the newest of them.
-func (s *State) RotateToken(ctx context.Context, r TokenRequest) (string, *Token, error) {
+func (s *State) RotateToken(_ context.Context, r TokenRequest) (string, *Token, error) {
 	t, err := r.token()
 	if err != nil {
 		return "", nil, err
@@ -347,7 +348,7 @@ func (s *State) RotateToken(ctx context.Context, r TokenRequest) (string, *Token
 	text, h := newToken()
 	t.Hash = h
 	var ended []*Token
-	err = s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
+	err = s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		var newest *Token
 		for _, old := range s.tokens {
 			if old.Subject != t.Subject || !old.Live(nowSec) {
