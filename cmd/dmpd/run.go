@@ -129,6 +129,9 @@ func prepareState(c *config.Config, fresh bool, log *logging.Logger) error {
 	} else if info.Mode().Perm()&0o077 != 0 {
 		log.Warn("others may look into the state folder", "folder", dir, "mode", info.Mode().Perm().String(), "remedy", "chmod 700 "+dir)
 	}
+	if text, err := os.ReadFile(filepath.Join(dir, restoringMark)); err == nil {
+		return fmt.Errorf("%s: %s", filepath.Join(dir, restoringMark), strings.TrimSpace(string(text)))
+	}
 	for _, sub := range []string{"data", "control"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return fmt.Errorf("the state folder cannot be written: %w. Make %s writable for this user, or set DMP_STATE_DIR", err, dir)
