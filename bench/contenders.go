@@ -1,0 +1,282 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/dnsmesh/dmpd/internal/journal"
+	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/snapshot"
+	"github.com/dnsmesh/dmpd/internal/tsig"
+	"github.com/dnsmesh/dmpd/internal/vfs"
+	"github.com/dnsmesh/dmpd/internal/wire"
+)
+
+// contender is a server that the bench knows how to set up.
+type contender struct {
+	name    string
+	binary  string // looked for in PATH
+	version []string
+	updates bool
+	// start writes what the server needs into dir and spawns it with so many workers.
+	start func(s *Server, f *field, dir string, workers int) error
+}
+
+// field is what all contenders share in one scenario.
+type field struct {
+	zone      Zone
+	bin       string // folder of our own binaries
+	cores     *cores
+	replySize int // of the echo
+}
+
+var contenders = []contender{
+	{name: "echo", start: startEcho},
+	{name: "dmpd", updates: true, start: startNode},
+	{name: "nsd", binary: "nsd", version: []string{"-v"}, start: startNSD},
+	{name: "knot", binary: "knotd", version: []string{"--version"}, updates: true, start: startKnot},
+	{name: "bind", binary: "named", version: []string{"-v"}, updates: true, start: startBIND},
+}
+
+// find looks for a server that is installed outside PATH as well, where Debian puts daemons.
+func find(binary string) string {
+	if path, err := exec.LookPath(binary); err == nil {
+		return path
+	}
+	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/local/sbin/"} {
+		if path, err := exec.LookPath(dir + binary); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+var versionNumber = regexp.MustCompile(`[0-9]+\.[0-9]+(\.[0-9]+)?`)
+
+func (c *contender) versionOf() string {
+	if c.binary == "" {
+		return ""
+	}
+	out, _ := exec.Command(find(c.binary), c.version...).CombinedOutput()
+	return versionNumber.FindString(string(out))
+}
+
+// launch starts a contender and waits until it answers.
+func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
+	s := &Server{Name: c.name, Version: c.versionOf(), Echo: c.name == "echo"}
+	dir, err := filepath.Abs(filepath.Join(dir, c.name))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	// The port may be taken by somebody else between finding it and listening: then another one.
+	for try := 0; ; try++ {
+		if s.Addr, err = freePort(); err != nil {
+			return nil, err
+		}
+		began := time.Now()
+		if err = c.start(s, f, dir, workers); err == nil {
+			if err = s.await(f.zone, began); err == nil {
+				return s, nil
+			}
+			s.Stop()
+		}
+		if try == 2 {
+			return nil, err
+		}
+		if c.name == "dmpd" {
+			_ = os.RemoveAll(dir) // its folder is written anew
+			_ = os.MkdirAll(dir, 0o700)
+		}
+	}
+}
+
+func startEcho(s *Server, f *field, dir string, _ int) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, nil, self, "echo", "--listen", s.Addr.String(), "--size", fmt.Sprint(f.replySize))
+}
+
+// startNode starts the DNS process alone, on a folder with the zone in a snapshot and the key in the state log.
+func startNode(s *Server, f *field, dir string, workers int) error {
+	if err := writeNode(f.zone, dir); err != nil {
+		return err
+	}
+	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + dir, "DMP_SERVED_ZONE=" + f.zone.Name, "DMP_DNS_HOST=127.0.0.1",
+		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), fmt.Sprintf("DMP_DNS_LOOPS=%d", workers), "DMP_DNS_UPDATE_ENABLED=1",
+		"DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_DNS_TCP_PER_IP=1024", "DMP_LOG_LEVEL=WARNING"}
+	return s.spawn(f.cores, dir, env, filepath.Join(f.bin, "dmp-dataplane"))
+}
+
+// writeNode makes a state folder.
+func writeNode(z Zone, dir string) error {
+	data, control := filepath.Join(dir, "data"), filepath.Join(dir, "control")
+	for _, d := range []string{data, control} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	w, err := journal.Open(journal.Options{FS: vfs.OS, Dir: data, Name: "rows", Durability: journal.OS}, 0, nil)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UnixMilli()
+	hlc := record.HLCAt(now)
+	var frame []byte
+	const perFrame = 1000
+	for i := 0; i < z.Names; i += perFrame {
+		var es []record.Entry
+		for j := i; j < min(i+perFrame, z.Names); j++ {
+			rdata := record.AppendRDATA(nil, z.value(uint64(j)))
+			hlc = hlc.Next(now)
+			es = append(es, record.Entry{Kind: record.KindPut, Row: record.Row{Name: z.owner(uint64(j)), RDATA: rdata, Hash: record.HashOf(rdata), Add: hlc, ExpMs: now + 86_400_000, Origin: [8]byte{1}}})
+		}
+		frame = record.AppendFrame(frame[:0], now+int64(i/perFrame), es)
+		if _, err := w.Append(frame); err != nil {
+			return err
+		}
+		if err := w.Sync(); err != nil {
+			return err
+		}
+	}
+	if err := w.Seal(); err != nil {
+		return err
+	}
+	snap, err := snapshot.Merge(snapshot.MergeOptions{FS: vfs.OS, Dir: data, Name: "rows", Upto: w.Committed(), TombstoneLifeMs: 86_460_000})
+	if err != nil {
+		return err
+	}
+	snap.Close()
+	if err := w.Drop(w.Committed() + 1); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	state, err := journal.Open(journal.Options{FS: vfs.OS, Dir: control, Name: "state", Durability: journal.Always}, 0, nil)
+	if err != nil {
+		return err
+	}
+	scope, err := tsig.ParseScope(z.Name)
+	if err != nil {
+		return err
+	}
+	key := &tsig.Key{Name: wire.MustName(keyName + "." + z.Name), Alg: tsig.SHA256, Secret: []byte("dmp-bench-key-of-32-bytes-length"), Scopes: []tsig.Scope{scope}, CreatedAtSec: now / 1000, Operator: true}
+	if _, err := state.Append(tsig.AppendState(nil, tsig.StateKeyPut, tsig.AppendKey(nil, key))); err != nil {
+		return err
+	}
+	if err := state.Sync(); err != nil {
+		return err
+	}
+	return state.Close()
+}
+
+// write makes the files of a contender: the zone, and what its configuration says with %s words replaced.
+func (f *field) write(s *Server, dir, name, text string, workers int) error {
+	zone, err := os.Create(filepath.Join(dir, "zone"))
+	if err != nil {
+		return err
+	}
+	defer zone.Close()
+	if err := f.zone.Master(zone); err != nil {
+		return err
+	}
+	text = strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(s.Addr.Port()), "ZONE", f.zone.Name, "WORKERS", fmt.Sprint(workers),
+		"KEYNAME", keyName+"."+f.zone.Name, "SECRET", keySecret).Replace(text)
+	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
+}
+
+func startNSD(s *Server, f *field, dir string, workers int) error {
+	err := f.write(s, dir, "nsd.conf", `server:
+	server-count: WORKERS
+	ip-address: 127.0.0.1@PORT
+	username: ""
+	chroot: ""
+	zonesdir: "DIR"
+	pidfile: "DIR/nsd.pid"
+	zonelistfile: "DIR/zone.list"
+	xfrdfile: "DIR/xfrd.state"
+	xfrdir: "DIR"
+	database: ""
+	rrl-ratelimit: 0
+	tcp-count: 200
+remote-control:
+	control-enable: no
+zone:
+	name: ZONE
+	zonefile: zone
+`, workers)
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, os.Environ(), find("nsd"), "-d", "-c", filepath.Join(dir, "nsd.conf"))
+}
+
+func startKnot(s *Server, f *field, dir string, workers int) error {
+	err := f.write(s, dir, "knot.conf", `server:
+    rundir: DIR
+    pidfile: DIR/knot.pid
+    listen: 127.0.0.1@PORT
+    udp-workers: WORKERS
+    tcp-workers: WORKERS
+    background-workers: 1
+database:
+    storage: DIR
+key:
+  - id: KEYNAME.
+    algorithm: hmac-sha256
+    secret: SECRET
+acl:
+  - id: update
+    key: KEYNAME.
+    action: update
+zone:
+  - domain: ZONE
+    storage: DIR
+    file: zone
+    zonefile-sync: -1
+    zonefile-load: whole
+    acl: update
+log:
+  - target: stderr
+    any: warning
+`, workers)
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, os.Environ(), find("knotd"), "-c", filepath.Join(dir, "knot.conf"))
+}
+
+func startBIND(s *Server, f *field, dir string, workers int) error {
+	err := f.write(s, dir, "named.conf", `options {
+	directory "DIR";
+	pid-file "DIR/named.pid";
+	session-keyfile "DIR/session.key";
+	managed-keys-directory "DIR";
+	listen-on port PORT { 127.0.0.1; };
+	listen-on-v6 { none; };
+	recursion no;
+	minimal-responses yes;
+	notify no;
+};
+controls { };
+key "KEYNAME" { algorithm hmac-sha256; secret "SECRET"; };
+zone "ZONE" { type primary; file "zone"; allow-update { key "KEYNAME"; }; };
+`, workers)
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, os.Environ(), find("named"), "-g", "-n", fmt.Sprint(workers), "-c", filepath.Join(dir, "named.conf"))
+}

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs the servers that `make bench` compares with (Debian, Ubuntu). They are started by the bench alone, on ports of its
+# own, so the packages' services are kept from starting.
+set -eu
+[ "$(id -u)" = 0 ] || { echo "run it as root: sudo make bench-peers" >&2; exit 1; }
+command -v apt-get >/dev/null || { echo "this needs apt-get; install nsd, knot and bind9 by other means" >&2; exit 1; }
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+  printf '#!/bin/sh\nexit 101\n' >$policy
+  chmod 755 $policy
+  trap 'rm -f $policy' EXIT
+fi
+apt-get update -q
+DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends nsd knot bind9 dnsperf

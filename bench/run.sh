@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Load tests (make bench). BENCH=quick: a smoke test beside an echo, well under two minutes, which asserts right answers and
+# no timing. SCENARIO, PEERS: lists; ROUNDS, NAMES: numbers. The whole, and only that, goes to BENCHMARKS.md.
+set -eu
+cd "$(dirname "$0")/.."
+args=()
+[ "${BENCH:-}" = quick ] && args+=(--quick)
+[ -n "${SCENARIO:-}" ] && args+=(--scenario "$SCENARIO")
+[ -n "${PEERS:-}" ] && args+=(--peers "$PEERS")
+[ -n "${ROUNDS:-}" ] && args+=(--rounds "$ROUNDS")
+[ -n "${NAMES:-}" ] && args+=(--names "$NAMES")
+[ -z "${BENCH:-}${SCENARIO:-}${PEERS:-}" ] && args+=(--write BENCHMARKS.md)
+said="make bench"
+for v in BENCH SCENARIO PEERS ROUNDS NAMES; do
+  [ -n "${!v:-}" ] && said="$said $v='${!v}'"
+done
+mkdir -p .cache/bench
+exec bin/dmp-bench suite --bin bin --dir .cache/bench --command "$said" "${args[@]}"

@@ -1,0 +1,215 @@
+package bench
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+)
+
+// Server is a server under load: a process of ours.
+type Server struct {
+	Name    string
+	Version string
+	Addr    netip.AddrPort
+	Ready   time.Duration // from start to the first right answer
+	Echo    bool
+
+	cmd    *exec.Cmd
+	log    *os.File
+	exited chan struct{}
+}
+
+// cores are where the server runs and where the load comes from.
+type cores struct{ server, load unix.CPUSet }
+
+// pin keeps this process off the server's core. On one core, or if it is not allowed, nothing is pinned.
+func pin() (*cores, error) {
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return nil, err
+	}
+	var have []int
+	for i := range 1024 {
+		if all.IsSet(i) {
+			have = append(have, i)
+		}
+	}
+	if len(have) < 2 {
+		return nil, nil
+	}
+	c := &cores{}
+	c.server.Set(have[0])
+	for _, i := range have[1:] {
+		c.load.Set(i)
+	}
+	return c, setAll(&c.load)
+}
+
+func setAll(set *unix.CPUSet) error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		tid, _ := strconv.Atoi(t.Name())
+		if err := unix.SchedSetaffinity(tid, set); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// spawn starts a process, on the server's core if c is not nil. What it prints goes to a file beside its data.
+func (s *Server) spawn(c *cores, dir string, env []string, name string, args ...string) error {
+	log, err := os.Create(filepath.Join(dir, s.Name+".log"))
+	if err != nil {
+		return err
+	}
+	s.log = log
+	s.cmd = exec.Command(name, args...)
+	s.cmd.Stdout, s.cmd.Stderr, s.cmd.Dir, s.cmd.Env = log, log, dir, env
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		// The child has the cores of the thread that forks it, and is killed when that thread ends; so the thread is kept.
+		runtime.LockOSThread()
+		if c != nil {
+			if err := unix.SchedSetaffinity(0, &c.server); err != nil {
+				started <- err
+				return
+			}
+		}
+		if err := s.cmd.Start(); err != nil {
+			started <- err
+			return
+		}
+		s.exited = make(chan struct{})
+		started <- nil
+		_ = s.cmd.Wait()
+		close(s.exited)
+	}()
+	if err := <-started; err != nil {
+		log.Close()
+		return fmt.Errorf("bench: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// readyWithin bounds loading a zone of ten million names.
+const readyWithin = 5 * time.Minute
+
+// await waits for the first right answer.
+func (s *Server) await(z Zone, began time.Time) error {
+	client := &dns.Client{Timeout: 200 * time.Millisecond}
+	question := new(dns.Msg)
+	question.SetQuestion(z.label(uint64(z.Names-1))+"."+z.Name+".", dns.TypeTXT)
+	for time.Since(began) < readyWithin {
+		select {
+		case <-s.exited:
+			return fmt.Errorf("bench: %s has ended: %s", s.Name, s.tail())
+		default:
+		}
+		reply, _, err := client.Exchange(question, s.Addr.String())
+		if err == nil && (s.Echo || reply.Rcode == dns.RcodeSuccess && len(reply.Answer) == 1) {
+			s.Ready = time.Since(began)
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return fmt.Errorf("bench: %s gave no right answer within %s: %s", s.Name, readyWithin, s.tail())
+}
+
+func (s *Server) tail() string {
+	b, _ := os.ReadFile(s.log.Name())
+	return string(bytes.TrimSpace(b[max(0, len(b)-500):]))
+}
+
+// Stop ends the process.
+func (s *Server) Stop() {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+	case <-time.After(20 * time.Second):
+		_ = s.cmd.Process.Kill()
+		<-s.exited
+	}
+	s.log.Close()
+}
+
+// CPU is the time that the process's threads have run. A thread that has ended takes its time with it; none of these
+// servers ends threads under load.
+func (s *Server) CPU() (time.Duration, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", s.cmd.Process.Pid))
+	if err != nil || len(tasks) == 0 {
+		return 0, fmt.Errorf("bench: %s has no threads: %v", s.Name, err)
+	}
+	if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", s.cmd.Process.Pid, s.cmd.Process.Pid)); err == nil {
+		for _, pid := range strings.Fields(string(children)) { // NSD answers in children
+			more, _ := filepath.Glob("/proc/" + pid + "/task/*/schedstat")
+			tasks = append(tasks, more...)
+		}
+	}
+	var sum time.Duration
+	for _, t := range tasks {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue
+		}
+		ns, _, _ := strings.Cut(string(b), " ")
+		n, _ := strconv.ParseInt(ns, 10, 64)
+		sum += time.Duration(n)
+	}
+	return sum, nil
+}
+
+// PSS is the memory of the process and its children, shared pages in part.
+func (s *Server) PSS() (bytes int64, err error) {
+	pids := []string{strconv.Itoa(s.cmd.Process.Pid)}
+	if children, err := os.ReadFile(fmt.Sprintf("/proc/%s/task/%s/children", pids[0], pids[0])); err == nil {
+		pids = append(pids, strings.Fields(string(children))...)
+	}
+	for _, pid := range pids {
+		b, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
+		if err != nil {
+			return 0, err
+		}
+		for line := range strings.Lines(string(b)) {
+			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+				kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+				bytes += kb << 10
+			}
+		}
+	}
+	return bytes, nil
+}
+
+// freePort finds a port that is free for UDP and TCP.
+func freePort() (netip.AddrPort, error) {
+	for range 100 {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			return netip.AddrPort{}, err
+		}
+		at := l.Addr().(*net.TCPAddr).AddrPort()
+		u, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		l.Close()
+		if err == nil {
+			u.Close()
+			return at, nil
+		}
+	}
+	return netip.AddrPort{}, errors.New("bench: no port is free for both UDP and TCP")
+}

@@ -1,0 +1,383 @@
+package bench
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Suite is a run of `make bench`.
+type Suite struct {
+	Quick     bool
+	Scenarios []string // all if empty
+	Peers     []string // all that are installed if empty
+	Rounds    int
+	Names     int
+	Bin       string // folder of dmp-dataplane
+	Dir       string // for zones, logs and state; it should be on a real disk
+	Out       io.Writer
+	Progress  io.Writer
+	Command   string
+}
+
+// scenario is one table.
+type scenario struct {
+	name  string
+	title string
+	note  string
+	quick bool
+	tcp   bool
+	update,
+	startup bool
+	misses  int
+	qps     float64
+	workers int
+	pinned  bool
+}
+
+var scenarios = []scenario{
+	{name: "udp", title: "UDP, 90 % of the names exist", quick: true, misses: 10, workers: 1, pinned: true,
+		note: "Closed loop, 8 client addresses, 128 queries under way, one worker."},
+	{name: "nxdomain", title: "UDP, no name exists", quick: true, misses: 100, workers: 1, pinned: true,
+		note: "As above."},
+	{name: "workers", title: "UDP, two workers that share two cores with the load", misses: 10, workers: 2,
+		note: "As above, with two workers and nothing pinned: batches are small here."},
+	{name: "latency", title: "Latency at 20,000 queries a second", quick: true, misses: 10, qps: 20000, workers: 1, pinned: true,
+		note: "Open loop: a latency counts from when the query was due. On two virtual cores the tail is the machine's: read it beside the echo's."},
+	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
+		note: "16 connections that stay, 16 queries under way on each."},
+	{name: "update", title: "UPDATE under TSIG, one new record of 300 bytes each, 64 under way", quick: true, update: true, workers: 1, pinned: true,
+		note: "hmac-sha256. Every server acknowledges what is on disk, as it is set up by default; dmpd with DMP_DURABILITY=always. Afterwards every acknowledged record is asked for."},
+	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
+		note: "Time from the start of the process to the first right answer, and proportional set size then; dmpd maps its snapshot, and pages of it that were read count."},
+}
+
+// ScenarioNames lists them.
+func ScenarioNames() (names []string) {
+	for _, s := range scenarios {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// cell is what one contender did in one scenario, a value for each round.
+type cell struct {
+	server  *Server
+	perCPU  []float64
+	rate    []float64
+	busy    []float64 // share of a core that the server used
+	load    []float64 // and the load
+	latency Histogram
+	lost    int
+	sent    int
+	bytes   int
+	done    int
+	ready   time.Duration
+	pss     int64
+}
+
+func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(v))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// ErrWrong says that a server gave wrong answers: its figures mean nothing.
+var ErrWrong = errors.New("bench: wrong answers")
+
+// Run measures and writes the tables to Out.
+func (s *Suite) Run() error {
+	c, err := pin()
+	if err != nil {
+		fmt.Fprintf(s.Progress, "nothing is pinned to cores: %v\n", err)
+	} else if c == nil {
+		fmt.Fprintln(s.Progress, "there is one core only: server and load share it, and the figures say little")
+	}
+	runtime.GOMAXPROCS(2) // the load needs one thread; what it is pinned to would say otherwise
+	field := &field{zone: Zone{"mesh.test", s.Names}, bin: s.Bin, replySize: 348}
+	if s.Quick {
+		field.zone.Names = min(s.Names, 20_000)
+	}
+	took := time.Now()
+	all, err := s.contenders()
+	if err != nil {
+		return err
+	}
+	s.heading(all, field)
+	ran := 0
+	for i := range scenarios {
+		sc := &scenarios[i]
+		if s.Quick && !sc.quick && len(s.Scenarios) == 0 || len(s.Scenarios) > 0 && !slices.Contains(s.Scenarios, sc.name) {
+			continue
+		}
+		ran++
+		field.cores = nil
+		if sc.pinned {
+			field.cores = c
+		}
+		if err := s.scenario(sc, field, all); err != nil {
+			return fmt.Errorf("%s: %w", sc.name, err)
+		}
+	}
+	if ran == 0 {
+		return fmt.Errorf("bench: no scenario %s; there are %s", strings.Join(s.Scenarios, ", "), strings.Join(ScenarioNames(), ", "))
+	}
+	fmt.Fprintf(s.Progress, "done in %s\n", time.Since(took).Round(time.Second))
+	return nil
+}
+
+// contenders are the echo, dmpd and the peers that are installed.
+func (s *Suite) contenders() (all []*contender, err error) {
+	for _, p := range s.Peers {
+		if !slices.ContainsFunc(contenders, func(c contender) bool { return c.name == p }) {
+			return nil, fmt.Errorf("bench: no peer %q; there are nsd, knot, bind", p)
+		}
+	}
+	for i := range contenders {
+		c := &contenders[i]
+		switch {
+		case c.binary == "":
+		case len(s.Peers) > 0 && !slices.Contains(s.Peers, c.name), s.Quick && len(s.Peers) == 0:
+			continue
+		case find(c.binary) == "":
+			if len(s.Peers) > 0 {
+				return nil, fmt.Errorf("bench: %s is not installed (make bench-peers)", c.name)
+			}
+			fmt.Fprintf(s.Progress, "%s is not installed and left out (make bench-peers)\n", c.name)
+			continue
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+func (s *Suite) round(sc *scenario) time.Duration {
+	if s.Quick {
+		return time.Second
+	}
+	return 3 * time.Second
+}
+
+func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
+	fmt.Fprintf(s.Progress, "%s: starting", sc.name)
+	var cells []*cell
+	stop := func() {
+		for _, c := range cells {
+			c.server.Stop()
+		}
+	}
+	dir := filepath.Join(s.Dir, sc.name)
+	for _, c := range all {
+		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates {
+			continue
+		}
+		fmt.Fprintf(s.Progress, " %s", c.name)
+		server, err := c.launch(f, dir, sc.workers)
+		if err != nil {
+			stop()
+			return err
+		}
+		one := &cell{server: server, ready: server.Ready}
+		if sc.startup {
+			if one.pss, err = server.PSS(); err != nil {
+				fmt.Fprintf(s.Progress, " (%v)", err)
+			}
+			server.Stop()
+			defer func() { cells = nil }()
+		}
+		cells = append(cells, one)
+	}
+	fmt.Fprintln(s.Progress)
+	if sc.startup {
+		s.table(sc, cells)
+		return os.RemoveAll(dir)
+	}
+	defer stop()
+	for round := range s.Rounds {
+		for _, c := range cells {
+			r, err := s.load(sc, f, c.server, round)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(s.Progress, "  round %d of %d: %-5s %9.0f /s, %9.0f /cpu-s, server %3.0f %% busy, lost %d\n", round+1, s.Rounds, c.server.Name, r.Rate(), r.PerCPU(), 100*r.ServerCPU.Seconds()/r.Elapsed.Seconds(), r.Lost)
+			if r.Wrong > 0 {
+				return fmt.Errorf("%w: %s, %d of %d, the first: %v", ErrWrong, c.server.Name, r.Wrong, r.Sent, r.FirstWrong)
+			}
+			if r.Answered == 0 {
+				return fmt.Errorf("bench: %s answered nothing: %s", c.server.Name, c.server.tail())
+			}
+			c.perCPU = append(c.perCPU, r.PerCPU())
+			c.rate = append(c.rate, r.Rate())
+			c.busy = append(c.busy, r.ServerCPU.Seconds()/r.Elapsed.Seconds())
+			c.load = append(c.load, r.OwnCPU.Seconds()/r.Elapsed.Seconds())
+			c.lost, c.sent, c.bytes, c.done = c.lost+r.Lost, c.sent+r.Sent, c.bytes+r.Bytes, c.done+r.Answered
+			for i, n := range r.Latency.counts {
+				c.latency.counts[i] += n
+			}
+			c.latency.n += r.Latency.n
+		}
+	}
+	s.table(sc, cells)
+	return nil
+}
+
+// load is one round against one server.
+func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result, error) {
+	runtime.GC() // and not in the middle
+	seed := uint64(round) << 32
+	switch {
+	case sc.tcp:
+		var sources []Source // they take a while to make
+		for i := range uint64(16) {
+			sources = append(sources, NewMix(f.zone, sc.misses, seed+i<<20))
+		}
+		return server.timed(func() (Result, error) {
+			return TCPLoad{Target: server.Addr, Duration: s.round(sc), Conns: len(sources), Pipeline: 16}.Run(func(i int) Source { return sources[i] })
+		})
+	case sc.update:
+		n := 200_000
+		if s.Quick {
+			n = 20_000
+		}
+		u, err := NewUpdates(f.zone, uint64(f.zone.Names)+uint64(round)*uint64(n), n)
+		if err != nil {
+			return Result{}, err
+		}
+		r, err := server.timed(func() (Result, error) {
+			return Load{Target: server.Addr, Duration: s.round(sc), Window: 64, Sockets: 8, Messages: n}.Run(u)
+		})
+		if err != nil || r.Wrong > 0 || r.Lost > 0 || r.Sent == 0 {
+			return r, err
+		}
+		back, err := Load{Target: server.Addr, Duration: time.Minute, Window: 64, Sockets: 8, Messages: r.Sent}.Run(u.Stored(r.Sent))
+		if err == nil && back.Lost > 0 {
+			err = fmt.Errorf("bench: %s did not answer %d queries for what it had stored", server.Name, back.Lost)
+		}
+		r.Wrong, r.FirstWrong = back.Wrong, back.FirstWrong
+		return r, err
+	}
+	// 128 under way: with 256 they overflow the receive buffer that the peers leave at the system's default of 208 KiB.
+	l := Load{Target: server.Addr, Duration: s.round(sc), Window: 128, QPS: sc.qps, Sockets: 8}
+	var src Source = NewMix(f.zone, sc.misses, seed)
+	if server.Echo {
+		src = echoed{src}
+	}
+	if round == 0 { // caches, and the memory of a new process, are warm then
+		warm := l
+		warm.Duration, warm.QPS = 200*time.Millisecond, 0
+		r, err := warm.Run(src)
+		if err != nil || r.Wrong > 0 {
+			return r, err
+		}
+	}
+	return server.timed(func() (Result, error) { return l.Run(src) })
+}
+
+// timed adds the CPU time that the server used meanwhile.
+func (s *Server) timed(run func() (Result, error)) (Result, error) {
+	before, err := s.CPU()
+	if err != nil {
+		return Result{}, err
+	}
+	r, err := run()
+	if err != nil {
+		return r, err
+	}
+	after, err := s.CPU()
+	r.ServerCPU = after - before
+	return r, err
+}
+
+func (s *Suite) heading(all []*contender, f *field) {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	model := "unknown"
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				model = strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+				break
+			}
+		}
+	}
+	build, _ := exec.Command(filepath.Join(s.Bin, "dmp-dataplane"), "--version").Output()
+	var peers []string
+	for _, c := range all {
+		if v := c.versionOf(); v != "" {
+			peers = append(peers, c.name+" "+v)
+		}
+	}
+	fmt.Fprintf(s.Out, "%s, %d cores (%s); Linux %s; %s; %s.\n", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), model,
+		unix.ByteSliceToString(u.Release[:]), runtime.Version(), strings.TrimSpace(string(build)))
+	fmt.Fprintf(s.Out, "Peers: %s.\n", cmp.Or(strings.Join(peers, ", "), "none"))
+	fmt.Fprintf(s.Out, "%d names with one TXT of %d bytes each, loopback, %d rounds, contenders in turn; medians, in brackets the smallest and the largest.\nCommand: `%s`\n",
+		f.zone.Names, valueLen, s.Rounds, s.Command)
+}
+
+func spread(v []float64, unit float64) string {
+	return fmt.Sprintf("%.4g [%.4g, %.4g]", median(v)/unit, slices.Min(v)/unit, slices.Max(v)/unit)
+}
+
+func (s *Suite) table(sc *scenario, cells []*cell) {
+	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, sc.note)
+	if sc.startup {
+		fmt.Fprintf(s.Out, "| | first answer, s | memory, MB |\n|---|---|---|\n")
+		for _, c := range cells {
+			fmt.Fprintf(s.Out, "| %s | %.2f | %d |\n", c.server.Name, c.ready.Seconds(), c.pss>>20)
+		}
+		return
+	}
+	ours := slices.IndexFunc(cells, func(c *cell) bool { return c.server.Name == "dmpd" })
+	value := func(c *cell) []float64 {
+		if sc.update {
+			return c.rate
+		}
+		return c.perCPU
+	}
+	head := "k answers / server-cpu-s"
+	if sc.update {
+		head = "k updates / s"
+	}
+	fmt.Fprintf(s.Out, "| | %s | dmpd / it | k answers / s | server busy | load busy | p50 ms | p99 | p99.9 | lost of sent |\n|---|---|---|---|---|---|---|---|---|---|\n", head)
+	for i, c := range cells {
+		ratio := "1"
+		if i != ours && ours >= 0 {
+			ratio = fmt.Sprintf("**%.2f**", median(value(cells[ours]))/median(value(c)))
+		}
+		lat := [3]string{"", "", ""}
+		if c.latency.n > 0 {
+			for j, q := range []float64{0.5, 0.99, 0.999} {
+				lat[j] = fmt.Sprintf("%.3g", c.latency.Quantile(q).Seconds()*1000)
+			}
+		}
+		fmt.Fprintf(s.Out, "| %s | %s | %s | %.4g | %.0f %% | %.0f %% | %s | %s | %s | %d of %d |\n", c.server.Name, spread(value(c), 1000), ratio, median(c.rate)/1000,
+			100*median(c.busy), 100*median(c.load), lat[0], lat[1], lat[2], c.lost, c.sent)
+	}
+}
+
+// Replace puts the tables into a file.
+func Replace(path, tables string) error {
+	const begin, end = "<!-- results -->\n", "<!-- end -->\n"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	before, rest, ok := strings.Cut(string(b), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("bench: %s has no place for the tables, which is between the lines %s and %s", path, strings.TrimSpace(begin), strings.TrimSpace(end))
+	}
+	return os.WriteFile(path, []byte(before+begin+tables+end+after), 0o644)
+}
