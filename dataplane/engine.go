@@ -24,9 +24,9 @@ const socketBuffer = 4 << 20
 type verdict uint8
 
 const (
-	answered verdict = iota // the reply was appended
-	silent                  // no reply: dropped, and a TCP connection is closed
-	later                   // the reply comes through the peer's ticket
+	answered  verdict = iota // the reply was appended
+	silent                   // no reply: dropped, and a TCP connection is closed
+	postponed                // the reply comes through the peer's ticket
 )
 
 // responder turns messages into replies. Every loop has one of its own, and calls it from its goroutine alone.
@@ -163,6 +163,11 @@ func (n *network) drain(finish func()) {
 	for until := time.Now().Add(drainMax); n.pending.Load() > 0 && time.Now().Before(until); {
 		time.Sleep(time.Millisecond)
 	}
+	n.stopAll()
+}
+
+// stopAll stops every engine.
+func (n *network) stopAll() {
 	n.mu.Lock()
 	engines := n.engines
 	n.engines = map[netip.AddrPort]*engine{}
@@ -170,6 +175,34 @@ func (n *network) drain(finish func()) {
 	for _, e := range engines {
 		e.stop()
 	}
+}
+
+// stopOne stops the engine of an address that is gone.
+func (n *network) stopOne(addr netip.AddrPort) {
+	n.mu.Lock()
+	e := n.engines[addr]
+	delete(n.engines, addr)
+	n.mu.Unlock()
+	if e != nil {
+		e.stop()
+	}
+}
+
+// freePort finds a port that is free for UDP and TCP at that moment.
+func freePort(addr netip.Addr) (uint16, error) {
+	var last error
+	for range 20 {
+		t, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+		if err != nil {
+			return 0, err
+		}
+		port := uint16(t.Addr().(*net.TCPAddr).Port)
+		t.Close()
+		if last = probe(netip.AddrPortFrom(addr, port)); last == nil {
+			return port, nil
+		}
+	}
+	return 0, last
 }
 
 // drainMax is how long the loops get to send the last replies.
