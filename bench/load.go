@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -21,14 +22,15 @@ type Source interface {
 // Load says how to load a server over UDP.
 type Load struct {
 	Target   netip.AddrPort
+	From     netip.Addr // the client's; invalid: what the system chooses
 	Duration time.Duration
 	// QPS is the offered load. 0: closed loop, Window messages are under way at any time. Otherwise open loop: message k is due
 	// at k/QPS and its latency counts from then, however late it was sent.
 	QPS      float64
 	Window   int
 	Sockets  int
-	Messages int // stop after so many; 0: no limit
-	Progress func(answered int)
+	Messages int           // stop after so many; 0: no limit
+	Patience time.Duration // how long a reply is waited for; 0: lostAfter
 }
 
 const (
@@ -157,7 +159,7 @@ type socket struct {
 	queued  int
 }
 
-func dial(to netip.AddrPort) (*socket, error) {
+func dial(from netip.Addr, to netip.AddrPort) (*socket, error) {
 	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() {
 		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
@@ -167,6 +169,12 @@ func dial(to netip.AddrPort) (*socket, error) {
 		return nil, err
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) // the kernel gives what it allows
+	if from.Is4() {
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4()}); err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+	}
 	if err := unix.Connect(fd, sa); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -239,12 +247,12 @@ func (s *socket) receive(src Source, r *Result) (int, error) {
 }
 
 // expire gives up what waits too long.
-func (s *socket) expire(now int64, r *Result) {
+func (s *socket) expire(now int64, patience time.Duration, r *Result) {
 	n := 0
 	for ; n < len(s.order); n++ {
 		slot := &s.slots[uint16(s.order[n])]
 		if slot.open && slot.k == s.order[n] {
-			if now-slot.sentNs < int64(lostAfter) {
+			if now-slot.sentNs < int64(patience) {
 				break
 			}
 			slot.open = false
@@ -268,19 +276,19 @@ func (l Load) Run(src Source) (r Result, err error) {
 	sockets := make([]*socket, max(l.Sockets, 1))
 	polls := make([]unix.PollFd, len(sockets))
 	for i := range sockets {
-		if sockets[i], err = dial(l.Target); err != nil {
+		if sockets[i], err = dial(l.From, l.Target); err != nil {
 			return r, fmt.Errorf("bench: %s: %w", l.Target, err)
 		}
 		defer unix.Close(sockets[i].fd)
 		polls[i] = unix.PollFd{Fd: int32(sockets[i].fd), Events: unix.POLLIN}
 	}
+	l.Patience = cmp.Or(l.Patience, lostAfter)
 	window := max(l.Window/len(sockets), 1)
 	cpu := ownCPU()
 	start := monoNs()
 	r.lastNs = start + 1
 	end := start + int64(l.Duration)
 	next := uint32(0)
-	told := start
 	for {
 		now := monoNs()
 		sending := now < end && (l.Messages == 0 || r.Sent < l.Messages)
@@ -322,18 +330,14 @@ func (l Load) Run(src Source) (r Result, err error) {
 			}
 			open += s.open
 			if len(s.order) > orderMax {
-				s.expire(now, &r)
+				s.expire(now, l.Patience, &r)
 			}
-		}
-		if l.Progress != nil && now-told > int64(time.Second) {
-			told = now
-			l.Progress(r.Answered)
 		}
 		if got > 0 {
 			continue
 		}
 		for _, s := range sockets {
-			s.expire(now, &r)
+			s.expire(now, l.Patience, &r)
 		}
 		if !sending && open == 0 {
 			break

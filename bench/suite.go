@@ -2,6 +2,7 @@ package bench
 
 import (
 	"cmp"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -38,6 +39,8 @@ type scenario struct {
 	quick bool
 	tcp   bool
 	update,
+	claims,
+	attack,
 	startup bool
 	misses  int
 	qps     float64
@@ -58,6 +61,10 @@ var scenarios = []scenario{
 		note: "16 connections that stay, 16 queries under way on each."},
 	{name: "update", title: "UPDATE under TSIG, one new record of 300 bytes each, 64 under way", quick: true, update: true, workers: 1, pinned: true,
 		note: "hmac-sha256. Every server acknowledges what is on disk, as it is set up by default; dmpd with DMP_DURABILITY=always. Afterwards every acknowledged record is asked for."},
+	{name: "claims", title: "Claims without TSIG, each with an Ed25519 signature to check", claims: true, workers: 1, pinned: true,
+		note: "64 under way, each for another mailbox; the limit per recipient is off. One check alone, crypto/ed25519 on this core: %s."},
+	{name: "attack", title: "A well-behaved client beside an attack", attack: true, workers: 1, pinned: true,
+		note: "1,000 queries a second for names that exist, open loop, beside attackers at other addresses, who share the load's cores: what the client loses and when it is answered. Limits as they are by default."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
 		note: "Time from the start of the process to the first right answer, and proportional set size then; dmpd maps its snapshot, and pages of it that were read count."},
 }
@@ -123,7 +130,7 @@ func (s *Suite) Run() error {
 			continue
 		}
 		ran++
-		field.cores = nil
+		field.cores, field.limits = nil, sc.attack
 		if sc.pinned {
 			field.cores = c
 		}
@@ -180,8 +187,12 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	}
 	dir := filepath.Join(s.Dir, sc.name)
 	for _, c := range all {
-		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates {
+		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || (sc.claims || sc.attack) && c.name != "dmpd" {
 			continue
+		}
+		if sc.attack {
+			fmt.Fprintln(s.Progress)
+			return s.attacked(sc, f, c, dir)
 		}
 		fmt.Fprintf(s.Progress, " %s", c.name)
 		server, err := c.launch(f, dir, sc.workers)
@@ -245,6 +256,15 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 		}
 		return server.timed(func() (Result, error) {
 			return TCPLoad{Target: server.Addr, Duration: s.round(sc), Conns: len(sources), Pipeline: 16}.Run(func(i int) Source { return sources[i] })
+		})
+	case sc.claims:
+		const n = 60_000
+		c, err := NewClaims(f.zone, uint64(round)*n, n, false)
+		if err != nil {
+			return Result{}, err
+		}
+		return server.timed(func() (Result, error) {
+			return Load{Target: server.Addr, Duration: s.round(sc), Window: 64, Sockets: 8, Messages: n}.Run(c)
 		})
 	case sc.update:
 		n := 200_000
@@ -326,12 +346,29 @@ func (s *Suite) heading(all []*contender, f *field) {
 		f.zone.Names, valueLen, s.Rounds, s.Command)
 }
 
+// verifyTime is how long one Ed25519 check takes here.
+func verifyTime() time.Duration {
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	msg := make([]byte, 100)
+	sig, public := ed25519.Sign(key, msg), key.Public().(ed25519.PublicKey)
+	const n = 2000
+	start := ownCPU()
+	for range n {
+		ed25519.Verify(public, msg, sig)
+	}
+	return ((ownCPU() - start) / n).Round(100 * time.Nanosecond)
+}
+
 func spread(v []float64, unit float64) string {
 	return fmt.Sprintf("%.4g [%.4g, %.4g]", median(v)/unit, slices.Min(v)/unit, slices.Max(v)/unit)
 }
 
 func (s *Suite) table(sc *scenario, cells []*cell) {
-	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, sc.note)
+	note := sc.note
+	if sc.claims {
+		note = fmt.Sprintf(note, verifyTime())
+	}
+	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, note)
 	if sc.startup {
 		fmt.Fprintf(s.Out, "| | first answer, s | memory, MB |\n|---|---|---|\n")
 		for _, c := range cells {
@@ -341,13 +378,13 @@ func (s *Suite) table(sc *scenario, cells []*cell) {
 	}
 	ours := slices.IndexFunc(cells, func(c *cell) bool { return c.server.Name == "dmpd" })
 	value := func(c *cell) []float64 {
-		if sc.update {
+		if sc.update || sc.claims {
 			return c.rate
 		}
 		return c.perCPU
 	}
 	head := "k answers / server-cpu-s"
-	if sc.update {
+	if sc.update || sc.claims {
 		head = "k updates / s"
 	}
 	fmt.Fprintf(s.Out, "| | %s | dmpd / it | k answers / s | server busy | load busy | p50 ms | p99 | p99.9 | lost of sent |\n|---|---|---|---|---|---|---|---|---|---|\n", head)
