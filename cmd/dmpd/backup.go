@@ -666,6 +666,11 @@ func (t *restoring) build(in io.Reader) (*backupReport, error) {
 			return nil, err
 		}
 	}
+	if id, err := os.ReadFile(filepath.Join(t.p.dataDir(), "node-id")); err == nil { // the same node, as far as others can tell
+		if err := os.WriteFile(filepath.Join(dataDir, "node-id"), id, 0o600); err != nil {
+			return nil, err
+		}
+	}
 	rows, err := openRowsLog(dataDir, nil, t.log)
 	if err != nil {
 		return nil, err
@@ -732,6 +737,15 @@ func (t *restoring) state(dir string, lsn uint64, entries []byte) error {
 	_, all := s.Snapshot()
 	if mark, err := os.ReadFile(filepath.Join(t.p.controlDir(), importedMark)); err == nil {
 		if err := os.WriteFile(filepath.Join(dir, importedMark), mark, 0o600); err != nil {
+			return err
+		}
+	}
+	audits, err := filepath.Glob(filepath.Join(t.p.controlDir(), "audit-*.jsonl"))
+	if err != nil {
+		return err
+	}
+	for _, a := range audits { // the audit is of this machine's past, whatever is restored
+		if err := os.Link(a, filepath.Join(dir, filepath.Base(a))); err != nil {
 			return err
 		}
 	}

@@ -201,7 +201,12 @@ func (o *offlineStore) open() error {
 			return err
 		}
 	}
-	o.s, err = store.Open(store.Options{Dir: o.p.dataDir(), Log: o.log, Zone: zone, RetainMs: c.LogRetain().Milliseconds(),
+	origin, err := store.Origin(o.p.dataDir())
+	if err != nil {
+		lock.Close()
+		return err
+	}
+	o.s, err = store.Open(store.Options{Dir: o.p.dataDir(), Log: o.log, Zone: zone, Origin: origin, RetainMs: c.LogRetain().Milliseconds(),
 		Limits: store.Limits{ValuesMax: int(c.Int("MAX_VALUES_PER_NAME"))}})
 	if err != nil {
 		lock.Close()
@@ -218,21 +223,31 @@ func (o *offlineStore) close() error {
 	return errors.Join(o.s.Close(), o.lock.Close())
 }
 
-// call resolves, runs one verb and closes again.
+// call runs one verb.
 func (p *place) call(verb string, args, result any) error {
+	return p.with(func(call caller) error { return call(verb, args, result) })
+}
+
+// caller runs a verb.
+type caller func(verb string, args, result any) error
+
+// with runs verbs one after the other, all of them at the same place.
+func (p *place) with(f func(call caller) error) error {
 	b, done, err := p.backend()
 	if err != nil {
 		return err
 	}
 	defer done()
-	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
-	defer cancel()
-	err = b.Call(ctx, verb, args, result)
-	var failed *controlplane.AdminError
-	if errors.As(err, &failed) && (failed.Kind == controlplane.KindBadRequest || failed.Kind == controlplane.KindAmbiguous) {
-		return usageError{err}
-	}
-	return err
+	return f(func(verb string, args, result any) error {
+		ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+		defer cancel()
+		err := b.Call(ctx, verb, args, result)
+		var failed *controlplane.AdminError
+		if errors.As(err, &failed) && (failed.Kind == controlplane.KindBadRequest || failed.Kind == controlplane.KindAmbiguous) {
+			return usageError{err}
+		}
+		return err
+	})
 }
 
 // parsed parses the flags, which bound p, and resolves the configuration.

@@ -315,21 +315,21 @@ func tsigImport(i *invocation) error {
 	if err != nil {
 		return usageError{fmt.Errorf("%s: %w", args[0], err)}
 	}
-	b, done, err := p.backend()
+	var keys []controlplane.KeyInfo
+	err = p.with(func(call caller) error {
+		for _, m := range mints {
+			m.Replace = *replace
+			var k controlplane.KeyInfo
+			if err := call("tsig.mint", m, &k); err != nil {
+				return fmt.Errorf("key %s: %w (%d of %d keys were imported)", m.Name, err, len(keys), len(mints))
+			}
+			k.SecretHex, k.SecretBase64 = "", ""
+			keys = append(keys, k)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	done() // finds out early whether anybody can take them
-	_ = b
-	var keys []controlplane.KeyInfo
-	for _, m := range mints {
-		m.Replace = *replace
-		var k controlplane.KeyInfo
-		if err := p.call("tsig.mint", m, &k); err != nil {
-			return fmt.Errorf("key %s: %w (%d of %d keys were imported)", m.Name, err, len(keys), len(mints))
-		}
-		k.SecretHex, k.SecretBase64 = "", ""
-		keys = append(keys, k)
 	}
 	return p.print(keys, func(w *tabwriter.Writer) {
 		for _, k := range keys {
