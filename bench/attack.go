@@ -102,7 +102,7 @@ func floodClaims(target netip.AddrPort, z Zone, stop <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	return until(stop, Load{Target: target, QPS: floodClaimsQPS, Sockets: 8, Patience: 50 * time.Millisecond}, anything{c})
+	return until(stop, Load{Target: target, QPS: floodClaimsQPS, Sockets: 64, Spread: true, Patience: 50 * time.Millisecond}, anything{c})
 }
 
 // slowloris opens connections and sends a byte a second on each; one that the server closes is opened again.

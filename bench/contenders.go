@@ -117,7 +117,7 @@ func startNode(s *Server, f *field, dir string, workers int) error {
 	}
 	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + dir, "DMP_SERVED_ZONE=" + f.zone.Name, "DMP_DNS_HOST=127.0.0.1",
 		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), fmt.Sprintf("DMP_DNS_LOOPS=%d", workers), "DMP_DNS_UPDATE_ENABLED=1",
-		"DMP_LOG_LEVEL=WARNING"}
+		"DMP_HTTP_HOST=127.0.0.1", "DMP_LOG_LEVEL=WARNING"}
 	if !f.limits {
 		env = append(env, "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_CLAIM_RATE_PER_USER_PER_SEC=0")
 	}

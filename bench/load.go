@@ -23,6 +23,7 @@ type Source interface {
 type Load struct {
 	Target   netip.AddrPort
 	From     netip.Addr // the client's; invalid: what the system chooses
+	Spread   bool       // socket i has the i-th address from From on
 	Duration time.Duration
 	// QPS is the offered load. 0: closed loop, Window messages are under way at any time. Otherwise open loop: message k is due
 	// at k/QPS and its latency counts from then, however late it was sent.
@@ -275,8 +276,12 @@ func (r *Result) wrong(err error) {
 func (l Load) Run(src Source) (r Result, err error) {
 	sockets := make([]*socket, max(l.Sockets, 1))
 	polls := make([]unix.PollFd, len(sockets))
+	from := l.From
 	for i := range sockets {
-		if sockets[i], err = dial(l.From, l.Target); err != nil {
+		if l.Spread && i > 0 {
+			from = from.Next()
+		}
+		if sockets[i], err = dial(from, l.Target); err != nil {
 			return r, fmt.Errorf("bench: %s: %w", l.Target, err)
 		}
 		defer unix.Close(sockets[i].fd)

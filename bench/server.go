@@ -149,39 +149,40 @@ func (s *Server) Stop() {
 	s.log.Close()
 }
 
-// CPU is the time that the process's threads have run. A thread that has ended takes its time with it; none of these
-// servers ends threads under load.
-func (s *Server) CPU() (time.Duration, error) {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", s.cmd.Process.Pid))
-	if err != nil || len(tasks) == 0 {
-		return 0, fmt.Errorf("bench: %s has no threads: %v", s.Name, err)
-	}
-	if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", s.cmd.Process.Pid, s.cmd.Process.Pid)); err == nil {
-		for _, pid := range strings.Fields(string(children)) { // NSD answers in children
-			more, _ := filepath.Glob("/proc/" + pid + "/task/*/schedstat")
-			tasks = append(tasks, more...)
+// pids are the process and all that it started: NSD answers in children of a child.
+func (s *Server) pids() []string {
+	pids := []string{strconv.Itoa(s.cmd.Process.Pid)}
+	for i := 0; i < len(pids); i++ {
+		lists, _ := filepath.Glob("/proc/" + pids[i] + "/task/*/children")
+		for _, l := range lists {
+			b, _ := os.ReadFile(l)
+			pids = append(pids, strings.Fields(string(b))...)
 		}
 	}
-	var sum time.Duration
-	for _, t := range tasks {
-		b, err := os.ReadFile(t)
-		if err != nil {
-			continue
+	return pids
+}
+
+// CPU is the time that the server's threads have run. A thread that has ended takes its time with it; none of these servers ends
+// threads under load.
+func (s *Server) CPU() (sum time.Duration, err error) {
+	for _, pid := range s.pids() {
+		tasks, _ := filepath.Glob("/proc/" + pid + "/task/*/schedstat")
+		for _, t := range tasks {
+			b, _ := os.ReadFile(t)
+			ns, _, _ := strings.Cut(string(b), " ")
+			n, _ := strconv.ParseInt(ns, 10, 64)
+			sum += time.Duration(n)
 		}
-		ns, _, _ := strings.Cut(string(b), " ")
-		n, _ := strconv.ParseInt(ns, 10, 64)
-		sum += time.Duration(n)
+	}
+	if sum == 0 {
+		return 0, fmt.Errorf("bench: the CPU time of %s cannot be read (/proc/PID/task/TID/schedstat)", s.Name)
 	}
 	return sum, nil
 }
 
 // PSS is the memory of the process and its children, shared pages in part.
 func (s *Server) PSS() (bytes int64, err error) {
-	pids := []string{strconv.Itoa(s.cmd.Process.Pid)}
-	if children, err := os.ReadFile(fmt.Sprintf("/proc/%s/task/%s/children", pids[0], pids[0])); err == nil {
-		pids = append(pids, strings.Fields(string(children))...)
-	}
-	for _, pid := range pids {
+	for _, pid := range s.pids() {
 		b, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
 		if err != nil {
 			return 0, err
