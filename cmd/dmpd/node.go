@@ -207,7 +207,7 @@ func (o *offlineStore) open() error {
 		return err
 	}
 	o.s, err = store.Open(store.Options{Dir: o.p.dataDir(), Log: o.log, Zone: zone, Origin: origin, RetainMs: c.LogRetain().Milliseconds(),
-		Limits: store.Limits{ValuesMax: int(c.Int("MAX_VALUES_PER_NAME"))}})
+		TombstoneLifeMs: (cmp.Or(c.Int("MAX_TTL"), 30*86400) + 60) * 1000, Limits: store.Limits{ValuesMax: int(c.Int("MAX_VALUES_PER_NAME"))}})
 	if err != nil {
 		lock.Close()
 		return err

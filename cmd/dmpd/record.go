@@ -174,7 +174,8 @@ func recordPut(i *invocation) error {
 	if err != nil {
 		return err
 	}
-	if limit := p.config.Int("MAX_TTL"); *ttl == 0 || int64(*ttl) > limit {
+	const ttlMax = 1<<31 - 1 // RFC 2181 section 8
+	if limit := cmp.Or(p.config.Int("MAX_TTL"), ttlMax); *ttl == 0 || int64(*ttl) > limit {
 		return usagef("--ttl %d: from 1 to %d (DMP_MAX_TTL)", *ttl, limit)
 	}
 	var r controlplane.RecordResult

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/dnsmesh/dmpd/controlplane"
@@ -242,16 +243,33 @@ func TestBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad := filepath.Join(t.TempDir(), "bad.zst")
-	for at := 0; at < len(good); at += max(1, len(good)/40) {
-		for _, b := range [][]byte{flipped(good, at), good[:at]} {
-			if err := os.WriteFile(bad, b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := readBackup(bytes.NewReader(b), backupHandler{}); err == nil {
-				t.Fatalf("damage at %d of %d is not seen", at, len(good))
+	for at := range good {
+		if at%max(1, len(good)/40) != 0 && at != len(good)-1 {
+			continue
+		}
+		if _, err := readBackup(bytes.NewReader(good[:at]), backupHandler{}); err == nil {
+			t.Fatalf("%d bytes of %d count as whole", at, len(good))
+		}
+		// Some bits of a zstd stream mean nothing; then what it holds is as it was.
+		if r, err := readBackup(bytes.NewReader(flipped(good, at)), backupHandler{}); err == nil && (r.Content != before.Content || r.State != before.State) {
+			t.Fatalf("damage at %d of %d is not seen", at, len(good))
+		}
+	}
+	plain, compress := codec(t)
+	stream := plain(good)
+	for at := range stream {
+		if at%max(1, len(stream)/200) == 0 || at > len(stream)-40 {
+			if _, err := readBackup(bytes.NewReader(compress(flipped(stream, at))), backupHandler{}); err == nil {
+				t.Fatalf("damage at %d of %d of the stream is not seen", at, len(stream))
 			}
 		}
+	}
+	if _, err := readBackup(bytes.NewReader(compress(append(bytes.Clone(stream), 0))), backupHandler{}); err == nil {
+		t.Fatal("a byte behind the end is not seen")
+	}
+	bad := filepath.Join(t.TempDir(), "bad.zst")
+	if err := os.WriteFile(bad, compress(flipped(stream, len(stream)/2)), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	contains(t, run(exitFailed, "restore", bad), "as it was")
 
@@ -294,6 +312,26 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	contains(t, dmpd(t, exitUsage, "run", "--state-dir", dir, "--http-host", "127.0.0.1"), "not done")
+}
+
+func codec(t *testing.T) (plain, compress func(b []byte) []byte) {
+	t.Helper()
+	r, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(b []byte) []byte {
+		out, err := r.DecodeAll(b, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}, func(b []byte) []byte { return w.EncodeAll(b, nil) }
 }
 
 func flipped(b []byte, at int) []byte {
