@@ -47,7 +47,7 @@ func (s *Suite) attacked(sc *scenario, f *field, c *contender, dir string) error
 		r, err := server.timed(func() (Result, error) {
 			return Load{Target: server.Addr, From: client, QPS: clientQPS, Sockets: 4, Duration: s.round(sc)}.Run(NewMix(f.zone, 0, 1))
 		})
-		pss, pssErr := server.PSS()
+		pss, files, pssErr := server.PSS()
 		close(stop)
 		attackErr := <-ended
 		server.Stop()
@@ -59,11 +59,11 @@ func (s *Suite) attacked(sc *scenario, f *field, c *contender, dir string) error
 		case r.Wrong > 0:
 			return fmt.Errorf("%w beside %s: %v", ErrWrong, a.name, r.FirstWrong)
 		case pssErr != nil:
-			pss = 0
+			pss, files = 0, 0
 		}
 		fmt.Fprintf(s.Progress, "  beside %s: lost %d of %d\n", a.name, r.Lost, r.Sent)
 		fmt.Fprintf(s.Out, "| %s | %d of %d | %.3g | %.3g | %.0f %% | %d |\n", a.name, r.Lost, r.Sent, r.Latency.Quantile(0.5).Seconds()*1000, r.Latency.Quantile(0.99).Seconds()*1000,
-			100*r.ServerCPU.Seconds()/r.Elapsed.Seconds(), pss>>20)
+			100*r.ServerCPU.Seconds()/r.Elapsed.Seconds(), (pss-files)>>20)
 	}
 	return os.RemoveAll(filepath.Join(dir))
 }

@@ -85,9 +85,8 @@ func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
 		if s.Addr, err = freePort(); err != nil {
 			return nil, err
 		}
-		began := time.Now()
 		if err = c.start(s, f, dir, workers); err == nil {
-			if err = s.await(f.zone, began); err == nil {
+			if err = s.await(f.zone); err == nil {
 				return s, nil
 			}
 			s.Stop()

@@ -148,6 +148,7 @@ type pending struct {
 	sentNs int64
 	k      uint32
 	open   bool
+	again  bool // the id was used before for a message that was given up: a reply to that may still come
 }
 
 // socket is one client address with what it has under way.
@@ -188,11 +189,12 @@ func (s *socket) queue(k uint32, msg []byte, sentNs int64, r *Result) {
 	n := copy(s.out.data[s.queued*replyMax:][:replyMax], msg)
 	s.out.iov[s.queued].SetLen(n)
 	s.queued++
-	if s.slots[uint16(k)].open { // its id comes round again: given up early
+	slot := &s.slots[uint16(k)]
+	if slot.open { // its id comes round again: given up early
 		s.open--
 		r.Lost++
 	}
-	s.slots[uint16(k)] = pending{sentNs, k, true}
+	*slot = pending{sentNs, k, true, slot.open || slot.again}
 	s.order = append(s.order, k)
 	s.open++
 }
@@ -233,9 +235,13 @@ func (s *socket) receive(src Source, r *Result) (int, error) {
 		if !slot.open {
 			continue // it had been given up
 		}
+		err := src.Check(slot.k, reply)
+		if err != nil && slot.again {
+			continue
+		}
 		slot.open = false
 		s.open--
-		if err := src.Check(slot.k, reply); err != nil {
+		if err != nil {
 			r.wrong(err)
 			continue
 		}
@@ -256,7 +262,7 @@ func (s *socket) expire(now int64, patience time.Duration, r *Result) {
 			if now-slot.sentNs < int64(patience) {
 				break
 			}
-			slot.open = false
+			slot.open, slot.again = false, true
 			s.open--
 			r.Lost++
 		}

@@ -27,6 +27,7 @@ type Server struct {
 	Ready   time.Duration // from start to the first right answer
 	Echo    bool
 
+	began  time.Time
 	cmd    *exec.Cmd
 	log    *os.File
 	exited chan struct{}
@@ -92,6 +93,7 @@ func (s *Server) spawn(c *cores, dir string, env []string, name string, args ...
 				return
 			}
 		}
+		s.began = time.Now()
 		if err := s.cmd.Start(); err != nil {
 			started <- err
 			return
@@ -112,11 +114,11 @@ func (s *Server) spawn(c *cores, dir string, env []string, name string, args ...
 const readyWithin = 5 * time.Minute
 
 // await waits for the first right answer.
-func (s *Server) await(z Zone, began time.Time) error {
+func (s *Server) await(z Zone) error {
 	client := &dns.Client{Timeout: 200 * time.Millisecond}
 	question := new(dns.Msg)
 	question.SetQuestion(z.label(uint64(z.Names-1))+"."+z.Name+".", dns.TypeTXT)
-	for time.Since(began) < readyWithin {
+	for time.Since(s.began) < readyWithin {
 		select {
 		case <-s.exited:
 			return fmt.Errorf("bench: %s has ended: %s", s.Name, s.tail())
@@ -124,7 +126,7 @@ func (s *Server) await(z Zone, began time.Time) error {
 		}
 		reply, _, err := client.Exchange(question, s.Addr.String())
 		if err == nil && (s.Echo || reply.Rcode == dns.RcodeSuccess && len(reply.Answer) == 1) {
-			s.Ready = time.Since(began)
+			s.Ready = time.Since(s.began)
 			return nil
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -174,27 +176,48 @@ func (s *Server) CPU() (sum time.Duration, err error) {
 			sum += time.Duration(n)
 		}
 	}
+	if sum > 0 {
+		return sum, nil
+	}
+	// A kernel without scheduler statistics: user and system time in ticks of 10 ms, fields 14 and 15 of proc(5) stat.
+	for _, pid := range s.pids() {
+		b, _ := os.ReadFile("/proc/" + pid + "/stat")
+		_, rest, _ := strings.Cut(string(b), ") ")
+		if fields := strings.Fields(rest); len(fields) > 13 {
+			user, _ := strconv.ParseInt(fields[11], 10, 64)
+			system, _ := strconv.ParseInt(fields[12], 10, 64)
+			sum += time.Duration(user+system) * 10 * time.Millisecond
+		}
+	}
 	if sum == 0 {
-		return 0, fmt.Errorf("bench: the CPU time of %s cannot be read (/proc/PID/task/TID/schedstat)", s.Name)
+		return 0, fmt.Errorf("bench: the CPU time of %s cannot be read", s.Name)
 	}
 	return sum, nil
 }
 
-// PSS is the memory of the process and its children, shared pages in part.
-func (s *Server) PSS() (bytes int64, err error) {
+// PSS is the memory of the process and its children, shared pages in part, and how much of that is pages of files, which the system
+// takes back when it needs them.
+func (s *Server) PSS() (bytes, files int64, err error) {
 	for _, pid := range s.pids() {
 		b, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		for line := range strings.Lines(string(b)) {
-			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-				kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-				bytes += kb << 10
+			name, rest, _ := strings.Cut(line, ":")
+			kb := func() int64 {
+				n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+				return n << 10
+			}
+			switch name {
+			case "Pss":
+				bytes += kb()
+			case "Pss_File":
+				files += kb()
 			}
 		}
 	}
-	return bytes, nil
+	return bytes, files, nil
 }
 
 // freePort finds a port that is free for UDP and TCP.

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// tcpPatience is long: TCP loses nothing, so what does not come in this time is an error.
+const tcpPatience = 30 * time.Second
+
 // TCPLoad keeps Pipeline queries under way on each of Conns connections.
 type TCPLoad struct {
 	Target   netip.AddrPort
@@ -44,7 +47,7 @@ func (l TCPLoad) Run(src func(i int) Source) (r Result, err error) {
 }
 
 func (l TCPLoad) conn(src Source, end time.Time) (r Result, err error) {
-	c, err := net.DialTimeout("tcp", l.Target.String(), lostAfter)
+	c, err := net.DialTimeout("tcp", l.Target.String(), tcpPatience)
 	if err != nil {
 		return r, fmt.Errorf("bench: %w", err)
 	}
@@ -69,7 +72,7 @@ func (l TCPLoad) conn(src Source, end time.Time) (r Result, err error) {
 		if answered == next {
 			return r, nil
 		}
-		c.SetReadDeadline(time.Now().Add(lostAfter))
+		c.SetReadDeadline(time.Now().Add(tcpPatience))
 		n, err := c.Read(in[len(in):cap(in)])
 		if err != nil {
 			r.Lost = int(next - answered)
