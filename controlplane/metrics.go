@@ -16,7 +16,6 @@ import (
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/stats"
-	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 // metrics are the control plane's own; the data plane's are rendered from its mapped page.
@@ -40,12 +39,7 @@ type requestKey struct {
 // latencyBounds are seconds.
 var latencyBounds = [...]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
 
-func (m *metrics) init() {
-	m.requests = map[requestKey]uint64{}
-	for f := range wire.Faults {
-		stats.NameFault(uint8(f), f.Label())
-	}
-}
+func (m *metrics) init() { m.requests = map[requestKey]uint64{} }
 
 // request counts one. Methods that are not served share one label value, so that strangers cannot make series.
 func (m *metrics) request(method string, status int, took time.Duration) {

@@ -127,9 +127,6 @@ func (n *Node) start(c Config) error {
 	if n.page, err = stats.Create(filepath.Join(dir, "counters"), shards(loops)); err != nil {
 		return err
 	}
-	for f := range wire.Faults {
-		stats.NameFault(uint8(f), f.Label())
-	}
 	n.page.Shard(0).Set(stats.StartedSec, uint64(clock.NowMs()/1000))
 	nowSec := clock.NowMs() / 1000
 	if n.cookies, err = openCookies(dir, nowSec); err != nil {

@@ -168,7 +168,7 @@ func TestBadInput(t *testing.T) {
 		{"expired claim", claim(same, owner, -10), dns.RcodeRefused, 0, wire.ClaimExpired}, {"claim for another slot", claim(same, "claim-4.mb-0123456789ab."+testZone, 300), dns.RcodeRefused, 0, wire.ClaimSlot},
 		{"claim that lives too long", claim(same, owner, 90000), dns.RcodeRefused, 0, wire.ClaimLife},
 	} {
-		before := r.count(stats.Fault(uint8(x.label)))
+		before := r.count(stats.Fault(x.label))
 		var b []byte
 		if x.label == wire.ClaimForged { // it waits for the pool, and what is sent behind it does not
 			b = r.exchange("udp", x.msg)
@@ -192,7 +192,7 @@ func TestBadInput(t *testing.T) {
 		if ts := m.IsTsig(); x.tsig != 0 && (ts == nil || int(ts.Error) != x.tsig || (ts.MACSize > 0) != (x.tsig == 18)) {
 			t.Errorf("%s: TSIG %v", x.name, ts)
 		}
-		eventually(t, x.name+" is counted", func() bool { return r.count(stats.Fault(uint8(x.label))) == before+1 })
+		eventually(t, x.name+" is counted", func() bool { return r.count(stats.Fault(x.label)) == before+1 })
 	}
 	if vs := r.values("never." + testZone); vs != nil {
 		t.Errorf("something was stored: %q", vs)

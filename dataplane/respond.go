@@ -116,7 +116,7 @@ func (w *worker) takeCookie(option []byte, p *peer) (known bool) {
 func (w *worker) count(r *answer.Result) {
 	w.shard.Inc(stats.Outcome(r.Rcode))
 	if r.Fault != wire.OK {
-		w.shard.Inc(stats.Fault(uint8(r.Fault)))
+		w.shard.Inc(stats.Fault(r.Fault))
 	}
 	if r.Truncated {
 		w.shard.Inc(stats.Truncated)
@@ -214,7 +214,7 @@ func (w *worker) unverified(dst []byte, start int, f wire.Fault) (*tsig.Key, []b
 
 func (w *worker) countTSIG(r *answer.Result) {
 	w.shard.Inc(stats.TSIGFailed)
-	w.shard.Inc(stats.Fault(uint8(r.Fault)))
+	w.shard.Inc(stats.Fault(r.Fault))
 }
 
 func (w *worker) questionEnd() int {
@@ -359,7 +359,7 @@ func (l *later) reply(rcode uint16, f wire.Fault) {
 	out, r := answer.Status(make([]byte, 0, 256), l.request, l.qEnd, &l.edns, rcode, f, &env)
 	shard.Inc(stats.Outcome(r.Rcode))
 	if f != wire.OK {
-		shard.Inc(stats.Fault(uint8(f)))
+		shard.Inc(stats.Fault(f))
 	}
 	if l.key != nil {
 		s := n.signers.Get().(*tsig.Signer)

@@ -8,7 +8,6 @@ import (
 )
 
 // Write renders the page as Prometheus text (version 0.0.4), sorted by name as the reference does, floats throughout.
-// A fault that was never named is left out.
 func (p *Page) Write(w io.Writer) error {
 	order := make([]int, len(table))
 	for i := range order {
@@ -20,12 +19,6 @@ func (p *Page) Write(w io.Writer) error {
 	for _, i := range order {
 		r := &table[i]
 		labels := r.Labels
-		if f := i - int(faults[0]); f >= 0 && f < FaultsMax {
-			if faultNames[f] == "" {
-				continue
-			}
-			labels = fmt.Sprintf("fault=%q", faultNames[f])
-		}
 		if r.Name != last {
 			last = r.Name
 			if _, err := fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", r.Name, r.Help, r.Name, [...]string{"counter", "gauge", "histogram"}[r.Kind]); err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 func TestPage(t *testing.T) {
@@ -33,8 +35,7 @@ func TestPage(t *testing.T) {
 	}
 	wg.Wait()
 	p.Shard(0).Set(Records, 7)
-	NameFault(3, "bad_mac")
-	p.Shard(1).Inc(Fault(3))
+	p.Shard(1).Inc(Fault(wire.BadSig))
 	if v := r.Value(Outcome(0)); v != 3000 {
 		t.Errorf("the reader sees %d", v)
 	}
@@ -43,7 +44,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"# TYPE dmp_dns_queries_total counter\n", "dmp_dns_queries_total{outcome=\"noerror\"} 3000.0\n", "dmp_records 7.0\n", "dmpd_dns_faults_total{fault=\"bad_mac\"} 1.0\n",
+		"# TYPE dmp_dns_queries_total counter\n", "dmp_dns_queries_total{outcome=\"noerror\"} 3000.0\n", "dmp_records 7.0\n", "dmpd_dns_faults_total{fault=\"tsig_badsig\"} 1.0\n",
 		"dmpd_dns_response_bytes_bucket{transport=\"udp\",le=\"32\"} 0.0\n", "dmpd_dns_response_bytes_bucket{transport=\"udp\",le=\"64\"} 3000.0\n",
 		"dmpd_dns_response_bytes_bucket{transport=\"udp\",le=\"+Inf\"} 3000.0\n", "dmpd_dns_response_bytes_count{transport=\"udp\"} 3000.0\n",
 		"dmpd_dns_response_bytes_sum{transport=\"udp\"} 99000.0\n",

@@ -1,6 +1,10 @@
 package stats
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/dnsmesh/dmpd/internal/wire"
+)
 
 // Kind is a metric's type.
 type Kind uint8
@@ -135,11 +139,11 @@ var (
 	TCPSlowReader = counter("dmpd_dns_tcp_slow_readers_total", "", "TCP connections closed since they did not read.")
 	TCPListening  = gauge("dmpd_dns_tcp_listening", "", "1 while every configured address is listened on over TCP.")
 
-	// Faults: one row for each reason that a message is refused for, filled by the data plane through Fault.
+	// Faults: one row for each reason that a message is refused for.
 	faults = func() []Counter {
-		cs := make([]Counter, FaultsMax)
-		for i := range cs {
-			cs[i] = counter("dmpd_dns_faults_total", fmt.Sprintf(`fault="%d"`, i), "DNS messages refused, by reason.")
+		cs := make([]Counter, wire.Faults)
+		for f := range wire.Faults {
+			cs[f] = counter("dmpd_dns_faults_total", `fault="`+f.Label()+`"`, "DNS messages refused, by reason.")
 		}
 		return cs
 	}()
@@ -184,17 +188,8 @@ var (
 	StartedSec    = gauge("dmpd_dataplane_start_time_seconds", "", "When the data plane started, Unix time.")
 )
 
-// FaultsMax bounds the reasons that can be told apart.
-const FaultsMax = 128
-
-// faultNames is filled once, before a page is rendered.
-var faultNames [FaultsMax]string
-
-// NameFault gives the text of a fault's label. Both planes call it for all of them before anything is counted.
-func NameFault(i uint8, label string) { faultNames[i%FaultsMax] = label }
-
 // Fault gives the counter of a fault.
-func Fault(i uint8) Counter { return faults[i%FaultsMax] }
+func Fault(f wire.Fault) Counter { return faults[f] }
 
 // Opcode gives the counter of an opcode (RFC 1035 4.1.1).
 func Opcode(op uint8) Counter {
