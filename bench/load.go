@@ -305,7 +305,7 @@ func (l Load) Run(src Source) (r Result, err error) {
 		sending := now < end && (l.Messages == 0 || r.Sent < l.Messages)
 		due := math.MaxInt
 		if l.QPS > 0 {
-			due = int(float64(now-start) / 1e9 * l.QPS)
+			due = int(float64(now-start)/1e9*l.QPS) + 1 // message 0 at once
 		}
 		got, open := 0, 0
 		for i, s := range sockets {

@@ -57,7 +57,7 @@ var scenarios = []scenario{
 	{name: "workers", title: "UDP, two workers that share two cores with the load", misses: 10, workers: 2,
 		note: "As above, with two workers and nothing pinned: batches are small here."},
 	{name: "latency", title: "Latency at 20,000 queries a second", quick: true, misses: 10, qps: 20000, workers: 1, pinned: true,
-		note: "Open loop: a latency counts from when the query was due. On two virtual cores the tail is the machine's: read it beside the echo's."},
+		note: "Open loop: a latency counts from when the query was due. The first columns say what such thin load costs. On two virtual cores the tail is the machine's: read it beside the echo's."},
 	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
 		note: "16 connections that stay, 16 queries under way on each."},
 	{name: "update", title: "UPDATE under TSIG, one new record of 300 bytes each, 64 under way", quick: true, update: true, workers: 1, pinned: true,
