@@ -23,6 +23,7 @@ import (
 //	  0  magic "dmplive1"   8
 //	  8  pid                8
 //	 16  build id          96  text, zeros behind it
+//	112  made               8  Unix ns, tells one start from another
 //	128  beat               8  Unix ms
 //	136  taken, log 0      16  first half of the log's epoch, lsn
 //	152  taken, log 1      16
@@ -39,6 +40,7 @@ const (
 	offPid    = 8
 	offBuild  = 16
 	buildMax  = 96
+	offMade   = 112
 	offBeat   = 128
 	offTaken  = 136
 	offBell   = 256
@@ -78,6 +80,7 @@ func CreateLive(fs vfs.FS, path, build string) (*Live, error) {
 	copy(b, liveMagic)
 	binary.NativeEndian.PutUint64(b[offPid:], uint64(os.Getpid()))
 	copy(b[offBuild:offBuild+buildMax], build)
+	binary.NativeEndian.PutUint64(b[offMade:], uint64(time.Now().UnixNano()))
 	if err := fs.Rename(temporary, path); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("journal: %w", err)
@@ -248,4 +251,9 @@ func Locked(path string) bool {
 	defer f.Close()
 	// A shared lock: two who look at once do not see each other.
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}
+
+// Same says whether two mappings are of the same file, not of one that took its name since.
+func (l *Live) Same(o *Live) bool {
+	return binary.NativeEndian.Uint64(l.page.Bytes()[offMade:]) == binary.NativeEndian.Uint64(o.page.Bytes()[offMade:])
 }
