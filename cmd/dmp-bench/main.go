@@ -74,7 +74,7 @@ func flags(name string) *flag.FlagSet {
 func zoneFlags(f *flag.FlagSet) *bench.Zone {
 	z := &bench.Zone{}
 	f.StringVar(&z.Name, "zone", "mesh.test", "zone")
-	f.IntVar(&z.Names, "names", 100_000, "names in the zone, as `dmp-bench master` writes it")
+	f.IntVar(&z.Names, "names", 100_000, "names in the zone, as the verb master writes it")
 	return z
 }
 
