@@ -115,6 +115,9 @@ func (s *Suite) Run() error {
 	} else if c == nil {
 		fmt.Fprintln(s.Progress, "there is one core only: server and load share it, and the figures say little")
 	}
+	if s.Bin, err = filepath.Abs(s.Bin); err != nil { // servers run in folders of their own
+		return err
+	}
 	runtime.GOMAXPROCS(2) // the load needs one thread; what it is pinned to would say otherwise
 	field := &field{zone: Zone{"mesh.test", s.Names}, bin: s.Bin, replySize: 348}
 	if s.Quick {
