@@ -11,6 +11,7 @@ import (
 
 	"github.com/panjf2000/gnet/v2"
 	glog "github.com/panjf2000/gnet/v2/pkg/logging"
+	"golang.org/x/sys/unix"
 
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/logging"
@@ -105,7 +106,7 @@ func (n *network) start(addr netip.AddrPort) error {
 	}
 	go func() {
 		e.err = gnet.Rotate(e, []string{"udp" + family + addr.String(), "tcp" + family + addr.String()},
-			gnet.WithNumEventLoop(n.loopsEach), gnet.WithReusePort(true), gnet.WithSocketRecvBuffer(socketBuffer), gnet.WithSocketSendBuffer(socketBuffer),
+			gnet.WithNumEventLoop(n.loopsEach), gnet.WithReusePort(true), gnet.WithReuseAddr(true), gnet.WithSocketRecvBuffer(socketBuffer), gnet.WithSocketSendBuffer(socketBuffer),
 			gnet.WithTCPNoDelay(gnet.TCPNoDelay), gnet.WithReadBufferCap(datagramMax), gnet.WithWriteBufferCap(datagramMax), gnet.WithLogger(gnetLog{n.log}), gnet.WithLogLevel(glog.ErrorLevel))
 		close(e.done)
 	}()
@@ -149,10 +150,24 @@ func (e *PortError) Unwrap() error { return e.Err }
 
 // stop ends an engine and closes its sockets.
 func (e *engine) stop() {
+	for _, l := range *e.loops.Load() {
+		l.closeOutbox()
+	}
 	go e.gnet.Stop(context.Background()) // it returns half a second late
 	<-e.done
 	for _, l := range *e.loops.Load() {
+		l.closeOutbox()
 		l.batch.close()
+	}
+}
+
+// ended says that gnet gave up, which it does when a loop's sockets cannot be opened.
+func (e *engine) ended() bool {
+	select {
+	case <-e.done:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -208,9 +223,16 @@ func freePort(addr netip.Addr) (uint16, error) {
 // drainMax is how long the loops get to send the last replies.
 const drainMax = 5 * time.Second
 
-// OnBoot is gnet's: the listeners are open, the loops not yet running.
+// OnBoot is gnet's: the first loop's listeners are open, the loops not yet running.
+//
+// SO_REUSEADDR is there for TCP alone, where connections in TIME_WAIT would keep the port from us for a minute. For UDP it would let any
+// user of the machine bind the same port and take the datagrams, unless a socket on the port does without.
 func (e *engine) OnBoot(g gnet.Engine) gnet.Action {
 	e.gnet = g
+	if fd, err := g.DupListener("udp", e.addr.String()); err == nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
+		unix.Close(fd)
+	}
 	close(e.boot)
 	return gnet.None
 }

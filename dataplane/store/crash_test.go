@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -33,7 +34,8 @@ type simulation struct {
 	seed    uint64
 	rng     *rand.Rand
 	fs      *vfstest.Sim
-	nowMs   int64
+	nowMs   atomic.Int64
+	faults  atomic.Bool
 	values  map[string]*simValue // by value; its name follows from it
 	batches int
 	request uint64 // last position handed over
@@ -49,7 +51,7 @@ func (m *simulation) name(value string) []byte {
 }
 
 func (m *simulation) options() Options {
-	return Options{FS: m.fs, Dir: "data", Zone: wire.MustName("mesh.test"), SegmentMax: 16 << 10, MergeMin: 8 << 10, Manual: true, NowMs: func() int64 { return m.nowMs }}
+	return Options{FS: m.fs, Dir: "data", Zone: wire.MustName("mesh.test"), SegmentMax: 16 << 10, MergeMin: 8 << 10, Manual: true, NowMs: m.nowMs.Load}
 }
 
 // TestCrashes: whatever is lost of what was not synced, every acknowledged change is there afterwards, no refused message half, and no
@@ -64,7 +66,8 @@ func TestCrashes(t *testing.T) {
 	for part := range uint64(parts) {
 		wg.Go(func() {
 			for seed := part; seed < seeds && !t.Failed(); seed += parts {
-				m := &simulation{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfstest.New(seed), nowMs: 1_800_000_000_000, values: map[string]*simValue{}}
+				m := &simulation{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 3)), fs: vfstest.New(seed), values: map[string]*simValue{}}
+				m.nowMs.Store(t0)
 				for range 3 {
 					if !m.life() {
 						t.Errorf("seed %d", seed)
@@ -79,6 +82,16 @@ func TestCrashes(t *testing.T) {
 
 // life opens the store, checks it, works with it, and crashes.
 func (m *simulation) life() bool {
+	var mu sync.Mutex
+	dice := rand.New(rand.NewPCG(m.rng.Uint64(), 5)) // the committer's, beside ours
+	m.fs.Fault = func(op, _ string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if m.faults.Load() && op != "open" && op != "map" && dice.IntN(150) == 0 {
+			return syscall.EIO
+		}
+		return nil
+	}
 	s, err := Open(m.options())
 	if err != nil {
 		m.t.Errorf("seed %d: %v", m.seed, err)
@@ -89,15 +102,10 @@ func (m *simulation) life() bool {
 	}
 	m.request = s.Recovered().Requests
 	s.SetRequestsEpoch([16]byte{7})
-	m.fs.Fault = func(op, _ string) error {
-		if op != "open" && op != "map" && m.rng.IntN(150) == 0 {
-			return syscall.EIO
-		}
-		return nil
-	}
+	m.faults.Store(true)
 	steps := m.rng.IntN(25)
 	for range steps {
-		m.nowMs += m.rng.Int64N(2000)
+		m.nowMs.Add(m.rng.Int64N(2000))
 		switch m.rng.IntN(6) {
 		case 0:
 			s.Tick()
@@ -107,7 +115,7 @@ func (m *simulation) life() bool {
 			m.group(s)
 		}
 	}
-	m.fs.Fault = nil
+	m.faults.Store(false)
 	if m.rng.IntN(4) == 0 {
 		s.Close()
 	} else {
@@ -117,7 +125,7 @@ func (m *simulation) life() bool {
 	crashed := m.fs.Crash()
 	s.Close()
 	m.fs = crashed
-	m.nowMs += 1000
+	m.nowMs.Add(1000)
 	return !m.t.Failed()
 }
 

@@ -161,6 +161,9 @@ func simulate(t *testing.T, seed uint64) {
 					acked[lsn] = p
 				}
 			}
+			if rng.IntN(8) == 0 {
+				_ = w.Seal() // as before a snapshot; it may fail, and what follows must not be lost for it
+			}
 		}
 		fs.Fault = nil
 		if rng.IntN(5) == 0 {

@@ -289,6 +289,9 @@ func (w *Writer) rotate(how uint64) error {
 	old, oldPage, oldFile, oldEnd := w.current().first, w.page, w.file, w.end
 	w.next = max(w.next, old+1) // a segment without a frame keeps its name
 	if err := w.openSegment(); err != nil {
+		// What is left of the new segment may come back after a crash, and its header says that this one ends here. So this one
+		// takes no more frames.
+		w.bad = true
 		return err
 	}
 	w.mu.Lock()
