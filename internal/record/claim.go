@@ -27,30 +27,6 @@ const (
 	claimLifeSec = 30 * 86400 // how far ahead exp may be
 )
 
-// Refusal is why a DMP record is not accepted; Accepted is none.
-type Refusal uint8
-
-const (
-	Accepted     Refusal = iota
-	BadPrefix            // of another type or version
-	BadLength            // text, blob or body too short or too long
-	BadBase64            //
-	BadMagic             //
-	BadDomain            // length 0 or too long, cut, not UTF-8, or with a control character
-	BadSlot              // above 9
-	BadTrailing          // bytes behind the last field
-	BadTimes             // exp not after ts, or a time of 2^63 or more
-	BadSignature         // or a key of low order
-	NotYet               // ts too far ahead
-	Expired              //
-	LivesTooLong         // exp too far ahead
-)
-
-var refusals = [...]string{"accepted", "not a record of this type", "a length that is not allowed", "not base64", "another magic", "a domain that is not allowed",
-	"a slot above 9", "trailing bytes", "times that do not fit", "a wrong signature", "a time in the future", "expired", "a life that is too long"}
-
-func (r Refusal) Error() string { return refusals[r] }
-
 // Claim is a claim. After Parse it owns its bytes.
 type Claim struct {
 	MsgID  [16]byte
