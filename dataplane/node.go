@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -33,7 +34,9 @@ type Config struct {
 	Port       int // 0: any free one, the same on all addresses
 	Loops      int // event loops for each address; 0: one a core
 	TCPTotal   int
-	Workers    int // of the claim pool; 0: half the cores
+	TCPMessage time.Duration // for one message over TCP; 0: 5 s
+	TCPIdle    time.Duration // without one; 0: 10 s
+	Workers    int           // of the claim pool; 0: half the cores
 	Durability journal.Durability
 	Log        *logging.Logger
 	Settings   Settings
@@ -152,7 +155,7 @@ func (n *Node) start(c Config) error {
 	n.taker = newTaker(filepath.Join(c.StateDir, "control"), n.keys, n.store, n.live, c.Log)
 	n.taker.first()
 	n.net = &network{log: c.Log, page: n.page, newResponder: n.newWorker, limits: n.limits, loopsEach: loops, engines: map[netip.AddrPort]*engine{}}
-	n.net.tcp.Message, n.net.tcp.Idle, n.net.tcp.Total = tcpMessage, tcpIdle, c.TCPTotal
+	n.net.tcp.Message, n.net.tcp.Idle, n.net.tcp.Total = cmp.Or(c.TCPMessage, tcpMessage), cmp.Or(c.TCPIdle, tcpIdle), c.TCPTotal
 	n.net.tcp.PerIP.Store(int64(s.TCPPerIP))
 	if err := n.listen(c.Port); err != nil {
 		return err
@@ -310,10 +313,14 @@ func (n *Node) follow() {
 		ap := netip.AddrPortFrom(a, n.port)
 		wanted[ap] = true
 		n.net.mu.Lock()
-		_, there := n.net.engines[ap]
+		e := n.net.engines[ap]
 		n.net.mu.Unlock()
-		if there {
+		if e != nil && !e.ended() {
 			continue
+		}
+		if e != nil {
+			n.log.Error("a listener ended; it is opened again", "dns", ap.String(), "err", e.err)
+			n.net.stopOne(ap)
 		}
 		if err := n.net.start(ap); err != nil {
 			complete = false

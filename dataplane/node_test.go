@@ -420,7 +420,7 @@ func TestSlowReader(t *testing.T) {
 // TestCookies: a client cookie gets a server cookie, which is known when it comes back, and exempts from RRL.
 func TestCookies(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, func(c *Config) { c.Settings.RRLRate = 5 })
+	r := startRig(t, func(c *Config) { c.Settings.RRLRate = 1 })
 	ask := func(cookie string) (got string, tc bool) {
 		m := r.query("udp", "a."+testZone, dns.TypeTXT, func(m *dns.Msg) {
 			if cookie != "" {

@@ -43,33 +43,36 @@ type lateReply struct {
 // outbox holds replies on their way back to their loop, which sends all that are there at once.
 type outbox struct {
 	mu      sync.Mutex
+	closed  bool // the loop ends: its wake-up descriptor may be somebody else's soon
 	waiting []lateReply
 	sending []lateReply // the loop's
 }
 
 // reply hands a reply to the ticket's loop, from any goroutine; msg is the outbox's from then on. An empty one says that there is none.
+// A loop that has ended answers nobody.
 func (t ticket) reply(msg []byte) {
 	o := &t.loop.outbox
 	o.mu.Lock()
-	o.waiting = append(o.waiting, lateReply{t, msg})
-	wake := len(o.waiting) == 1
-	o.mu.Unlock()
-	t.loop.engine.net.pending.Add(1)
-	if wake {
-		// Fails only when the engine has stopped; then there is nobody to answer to.
+	defer o.mu.Unlock()
+	if o.closed {
+		return
+	}
+	if len(o.waiting) == 0 {
 		if err := t.loop.gnet.Execute(context.Background(), gnet.RunnableFunc(t.loop.flush)); err != nil {
-			t.loop.drop()
+			return
 		}
 	}
+	o.waiting = append(o.waiting, lateReply{t, msg})
+	t.loop.engine.net.pending.Add(1)
 }
 
-// drop forgets what cannot be sent any more.
-func (l *loop) drop() {
+// closeOutbox forgets what cannot be sent any more. Called before gnet closes the loop.
+func (l *loop) closeOutbox() {
 	l.outbox.mu.Lock()
-	n := len(l.outbox.waiting)
-	l.outbox.waiting = l.outbox.waiting[:0]
-	l.outbox.mu.Unlock()
-	l.engine.net.pending.Add(int64(-n))
+	defer l.outbox.mu.Unlock()
+	l.outbox.closed = true
+	l.engine.net.pending.Add(int64(-len(l.outbox.waiting)))
+	l.outbox.waiting = nil
 }
 
 // flush sends what waits. It runs on the loop.
