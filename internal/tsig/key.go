@@ -168,23 +168,31 @@ func (t *Table) Load(name []byte) *Key {
 	return k
 }
 
-// Store puts a key in place of any of its name.
+// Store puts a key in place of any of its name. There is no moment at which a reader finds neither.
 func (t *Table) Store(k *Key) {
-	t.Delete(k.Name)
+	old := t.Load(k.Name)
+	if old == k {
+		return
+	}
 	for _, h := range t.hashes(k) {
-		old, _ := t.boxes.Load(h)
-		t.boxes.Store(h, append(old[:len(old):len(old)], k))
+		keys, _ := t.boxes.Load(h)
+		t.boxes.Store(h, append(keys[:len(keys):len(keys)], k))
 	}
 	t.keys.Store(string(k.Name), k)
+	if old != nil {
+		t.forgetBoxes(old)
+	}
 }
 
 // Delete forgets a key.
 func (t *Table) Delete(name []byte) {
-	k := t.Load(name)
-	if k == nil {
-		return
+	if k := t.Load(name); k != nil {
+		t.keys.Delete(string(name))
+		t.forgetBoxes(k)
 	}
-	t.keys.Delete(string(name))
+}
+
+func (t *Table) forgetBoxes(k *Key) {
 	for _, h := range t.hashes(k) {
 		old, _ := t.boxes.Load(h)
 		var kept []*Key

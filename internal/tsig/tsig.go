@@ -104,7 +104,7 @@ func ErrorOf(f wire.Fault) uint16 {
 	return 0
 }
 
-// Record is a TSIG record, read. MAC lies in the message.
+// Record is a TSIG record, read. MAC and Other lie in the message.
 type Record struct {
 	Alg     Alg // NoAlg if it is none that is spoken here
 	AlgName [wire.NameMax]byte
@@ -114,6 +114,7 @@ type Record struct {
 	MAC     []byte
 	OrigID  uint16
 	Error   uint16
+	Other   []byte // in the message; digested, and of no meaning in a request
 }
 
 // Read reads the TSIG record of a message (RFC 8945 4.2).
@@ -158,6 +159,7 @@ func (r *Record) Read(m *wire.Message) wire.Fault {
 	if 6+int(binary.BigEndian.Uint16(b[4:])) != len(b) || r.Error != 0 { // a request reports no error
 		return wire.BadTSIG
 	}
+	r.Other = b[6:]
 	return wire.OK
 }
 
@@ -254,7 +256,11 @@ func (s *Signer) Verify(m *wire.Message, rec *Record, k *Key, nowSec int64) wire
 	h.Write(head)
 	h.Write(m.Msg[wire.HeaderSize:m.TSIG.Off])
 	s.vars = variables(s.vars[:0], m.TSIG.Name, algTable[k.Alg].name, rec.TimeSec, rec.Fudge, 0, nil)
+	if len(rec.Other) > 0 {
+		binary.BigEndian.PutUint16(s.vars[len(s.vars)-2:], uint16(len(rec.Other)))
+	}
 	h.Write(s.vars)
+	h.Write(rec.Other)
 	if !hmac.Equal(s.end(h, k.Secret)[:size], rec.MAC) {
 		return wire.BadSig
 	}
@@ -278,9 +284,11 @@ func (s *Signer) Sign(dst []byte, start int, k *Key, reqMAC []byte, origID uint1
 	}
 	s.begin(h, k.Secret)
 	s.vars = binary.BigEndian.AppendUint16(s.vars[:0], uint16(len(reqMAC)))
+	s.vars = append(s.vars, reqMAC...)
+	// The ID that the client gave: it differs from the header's if the request was forwarded (RFC 8945 5.5).
+	s.vars = binary.BigEndian.AppendUint16(s.vars, origID)
 	h.Write(s.vars)
-	h.Write(reqMAC)
-	h.Write(dst[start:])
+	h.Write(dst[start+2:])
 	s.vars = variables(s.vars[:0], k.Name, algTable[k.Alg].name, timeSec, Fudge, tsigErr, other)
 	h.Write(s.vars)
 	mac := s.end(h, k.Secret)[:algTable[k.Alg].size]

@@ -225,6 +225,81 @@ func TestErrorForms(t *testing.T) {
 	}
 }
 
+// TestForwarded: a forwarder changes the header's ID on the way there and back (RFC 8945 5.5); and other data of a request, whatever it
+// says, is digested.
+func TestForwarded(t *testing.T) {
+	now := time.Now().Unix()
+	k := key("k.example.com", SHA256, []byte("secret"))
+	text := base64.StdEncoding.EncodeToString(k.Secret)
+	m := new(dns.Msg)
+	m.SetUpdate("example.com.")
+	m.SetTsig("k.example.com.", dns.HmacSHA256, 300, now)
+	m.IsTsig().OtherLen, m.IsTsig().OtherData = 3, "aabbcc"
+	req, mac, err := dns.TsigGenerate(m, text, "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := [2]byte(req)
+	req[0] ^= 0x55
+	var parsed wire.Message
+	var s Signer
+	var rec Record
+	if f := wire.Parse(req, &parsed); f != wire.OK {
+		t.Fatal(f)
+	}
+	if f := s.Verify(&parsed, &rec, k, now); f != wire.OK || !bytes.Equal(rec.Other, []byte{0xAA, 0xBB, 0xCC}) {
+		t.Fatal(f, rec.Other)
+	}
+	rsp := s.Sign(wire.AppendReply(nil, req, parsed.QEnd, 0, true), 0, k, rec.MAC, rec.OrigID, now, 0, 0)
+	if [2]byte(rsp) != [2]byte(req) {
+		t.Error("the forwarder's ID is not echoed")
+	}
+	copy(rsp, id[:])
+	if err := dns.TsigVerify(rsp, text, mac, false); err != nil {
+		t.Error(err)
+	}
+	req[len(req)-1] ^= 1 // the other data
+	if f := s.Verify(&parsed, &rec, k, now); f != wire.BadSig {
+		t.Error(f.Label())
+	}
+}
+
+// TestReplace: while a key is put in place of another, readers find one of the two.
+func TestReplace(t *testing.T) {
+	tab := NewTable(wire.MustName("z"))
+	var both [2]*Key
+	for i := range both {
+		both[i] = key("k.z", SHA256, []byte{byte(i + 1)}, "mb-aabbccddeeff.z")
+	}
+	tab.Store(both[0])
+	done := make(chan bool)
+	var missing, lost int
+	go func() {
+		defer close(done)
+		name, h := wire.MustName("k.z"), [HashLen]byte([]byte("aabbccddeeff"))
+		for range 20000 {
+			if tab.Load(name) == nil {
+				missing++
+			}
+			if !tab.HasMailbox(h, 1) {
+				lost++
+			}
+		}
+	}()
+	for i := 0; ; i++ {
+		select {
+		case <-done:
+			if missing+lost > 0 {
+				t.Errorf("no key %d times, no mailbox %d times", missing, lost)
+			}
+			return
+		default:
+			tab.Store(both[i%2])
+			tab.Store(both[i%2]) // again: nothing is lost
+		}
+	}
+}
+
 func TestScopes(t *testing.T) {
 	for _, x := range []struct {
 		scope, owner string
