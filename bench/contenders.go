@@ -138,7 +138,22 @@ func writeNode(z Zone, dir string) error {
 	now := time.Now().UnixMilli()
 	hlc := record.HLCAt(now)
 	var frame []byte
-	const perFrame = 1000
+	var snap *snapshot.Snapshot
+	merge := func() error {
+		if err := w.Seal(); err != nil {
+			return err
+		}
+		next, err := snapshot.Merge(snapshot.MergeOptions{FS: vfs.OS, Dir: data, Name: "rows", Prev: snap, Upto: w.Committed(), TombstoneLifeMs: 86_460_000})
+		if err != nil {
+			return err
+		}
+		if snap != nil {
+			snap.Close()
+		}
+		snap = next
+		return w.Drop(snap.LSN + 1)
+	}
+	const perFrame, perMerge = 1000, 2_000_000 // rows; those of a merge are in memory
 	for i := 0; i < z.Names; i += perFrame {
 		var es []record.Entry
 		for j := i; j < min(i+perFrame, z.Names); j++ {
@@ -153,18 +168,16 @@ func writeNode(z Zone, dir string) error {
 		if err := w.Sync(); err != nil {
 			return err
 		}
+		if i > 0 && i%perMerge == 0 {
+			if err := merge(); err != nil {
+				return err
+			}
+		}
 	}
-	if err := w.Seal(); err != nil {
-		return err
-	}
-	snap, err := snapshot.Merge(snapshot.MergeOptions{FS: vfs.OS, Dir: data, Name: "rows", Upto: w.Committed(), TombstoneLifeMs: 86_460_000})
-	if err != nil {
+	if err := merge(); err != nil {
 		return err
 	}
 	snap.Close()
-	if err := w.Drop(w.Committed() + 1); err != nil {
-		return err
-	}
 	if err := w.Close(); err != nil {
 		return err
 	}

@@ -146,7 +146,7 @@ func suite(args []string) error {
 	s := &bench.Suite{Progress: os.Stderr, Out: os.Stdout}
 	f.BoolVar(&s.Quick, "quick", false, "a smoke test: short rounds, few names, dmpd beside the echo alone unless peers are named")
 	chosen := f.String("scenario", "", "some of "+strings.Join(bench.ScenarioNames(), ", ")+"; empty: all")
-	peers := f.String("peers", "", "some of nsd, knot, bind; empty: those installed")
+	peers := f.String("peers", "", "some of nsd, knot, bind, or none; empty: those installed")
 	f.IntVar(&s.Rounds, "rounds", 0, "rounds; 0: 5, or 3 if quick")
 	f.IntVar(&s.Names, "names", 100_000, "names in the zone")
 	f.StringVar(&s.Bin, "bin", "bin", "folder of our binaries")
