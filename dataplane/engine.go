@@ -150,9 +150,6 @@ func (e *PortError) Unwrap() error { return e.Err }
 
 // stop ends an engine and closes its sockets.
 func (e *engine) stop() {
-	for _, l := range *e.loops.Load() {
-		l.closeOutbox()
-	}
 	go e.gnet.Stop(context.Background()) // it returns half a second late
 	<-e.done
 	for _, l := range *e.loops.Load() {
@@ -235,6 +232,13 @@ func (e *engine) OnBoot(g gnet.Engine) gnet.Action {
 	}
 	close(e.boot)
 	return gnet.None
+}
+
+// OnShutdown is gnet's: the loops are about to end, also when gnet gave up by itself.
+func (e *engine) OnShutdown(gnet.Engine) {
+	for _, l := range *e.loops.Load() {
+		l.closeOutbox()
+	}
 }
 
 // loopOf finds what belongs to the loop that c is on, and makes it at the loop's first event.
@@ -347,7 +351,7 @@ func (g gnetLog) Debugf(string, ...any) {}
 func (g gnetLog) Infof(string, ...any)  {}
 func (g gnetLog) Warnf(string, ...any)  {}
 func (g gnetLog) Errorf(format string, args ...any) {
-	g.log.Debug("gnet: " + fmt.Sprintf(format, args...))
+	g.log.Warn("gnet: " + fmt.Sprintf(format, args...))
 }
 func (g gnetLog) Fatalf(format string, args ...any) {
 	g.log.Error("gnet: " + fmt.Sprintf(format, args...))

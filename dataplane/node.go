@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/dnsmesh/dmpd/dataplane/answer"
 	"github.com/dnsmesh/dmpd/dataplane/store"
 	"github.com/dnsmesh/dmpd/dataplane/update"
@@ -77,21 +79,22 @@ var ErrCannotRun = errors.New("dataplane: cannot run here")
 
 // Node is a running data plane.
 type Node struct {
-	log      *logging.Logger
-	lock     *journal.FileLock
-	live     *journal.Live
-	page     *stats.Page
-	store    *store.Store
-	keys     *tsig.Table
-	taker    *taker
-	cookies  *cookies
-	limits   *limits
-	claims   *update.Limits
-	pool     *pool
-	net      *network
-	settings atomic.Pointer[settings]
-	waiting  atomic.Int64 // UPDATEs that wait for signature or sync
-	signers  sync.Pool    // for replies made beside the loops
+	log          *logging.Logger
+	lock         *journal.FileLock
+	live         *journal.Live
+	page         *stats.Page
+	store        *store.Store
+	keys         *tsig.Table
+	taker        *taker
+	cookies      *cookies
+	limits       *limits
+	claims       *update.Limits
+	pool         *pool
+	net          *network
+	settings     atomic.Pointer[settings]
+	waiting      atomic.Int64 // UPDATEs that wait for signature or sync
+	waitingBytes atomic.Int64 // of their messages
+	signers      sync.Pool    // for replies made beside the loops
 
 	hosts  []string
 	port   uint16
@@ -155,7 +158,7 @@ func (n *Node) start(c Config) error {
 	n.taker = newTaker(filepath.Join(c.StateDir, "control"), n.keys, n.store, n.live, c.Log)
 	n.taker.first()
 	n.net = &network{log: c.Log, page: n.page, newResponder: n.newWorker, limits: n.limits, loopsEach: loops, engines: map[netip.AddrPort]*engine{}}
-	n.net.tcp.Message, n.net.tcp.Idle, n.net.tcp.Total = cmp.Or(c.TCPMessage, tcpMessage), cmp.Or(c.TCPIdle, tcpIdle), c.TCPTotal
+	n.net.tcp.Message, n.net.tcp.Idle, n.net.tcp.Total = cmp.Or(c.TCPMessage, tcpMessage), cmp.Or(c.TCPIdle, tcpIdle), n.connections(c.TCPTotal)
 	n.net.tcp.PerIP.Store(int64(s.TCPPerIP))
 	if err := n.listen(c.Port); err != nil {
 		return err
@@ -166,6 +169,20 @@ func (n *Node) start(c Config) error {
 	go n.taker.run()
 	n.announce(c)
 	return nil
+}
+
+// filesSpare is what the process may have open beside connections: listeners, logs, snapshots, connections about to be refused.
+const filesSpare = 256
+
+// connections lowers the cap where the system allows fewer files: at the system's limit gnet gives a listener up.
+func (n *Node) connections(total int) int {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil || files.Cur >= uint64(total)+filesSpare {
+		return total
+	}
+	allowed := max(1, int(files.Cur)-filesSpare)
+	n.log.Warn("fewer TCP connections than configured, since the system allows few open files (ulimit -n, LimitNOFILE=)", "files", files.Cur, "connections", allowed)
+	return min(total, allowed)
 }
 
 // shards is how many loops may ever run: addresses come and go under a wildcard, and beyond this they share shards.

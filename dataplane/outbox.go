@@ -66,7 +66,7 @@ func (t ticket) reply(msg []byte) {
 	t.loop.engine.net.pending.Add(1)
 }
 
-// closeOutbox forgets what cannot be sent any more. Called before gnet closes the loop.
+// closeOutbox forgets what cannot be sent any more. Called before gnet closes the loop, and once more behind it.
 func (l *loop) closeOutbox() {
 	l.outbox.mu.Lock()
 	defer l.outbox.mu.Unlock()

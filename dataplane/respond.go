@@ -12,8 +12,12 @@ import (
 	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
-// waitingMax bounds the UPDATEs that wait for their sync: a few megabytes of copied requests, and a second or so of a slow disk.
-const waitingMax = 1 << 14
+// Bounds on the UPDATEs that wait for their sync: in number a second or so of a slow disk, in bytes of their messages what a flood of
+// the largest ones may cost.
+const (
+	waitingMax      = 1 << 14
+	waitingBytesMax = 64 << 20
+)
 
 // worker answers the messages of one loop.
 type worker struct {
@@ -236,12 +240,13 @@ func (w *worker) update(dst []byte, p *peer, key *tsig.Key) ([]byte, verdict) {
 		}
 		return w.status(dst, key, rcode, f), answered
 	}
-	if n.waiting.Load() >= waitingMax {
+	if n.waiting.Load() >= waitingMax || n.waitingBytes.Load() >= waitingBytesMax {
 		w.shard.Inc(stats.UpdateShed)
 		return w.status(dst, key, wire.ServFail, wire.QueueFull), answered
 	}
+	l := &later{node: n, size: int64(len(w.m.Msg)), prepared: prepared, key: key, qEnd: w.questionEnd(), edns: w.m.EDNS, origID: w.rec.OrigID, zone: w.set.zone, transport: p.transport, startNs: w.monoNs, ticket: p.ticket()}
 	n.waiting.Add(1)
-	l := &later{node: n, prepared: prepared, key: key, qEnd: w.questionEnd(), edns: w.m.EDNS, origID: w.rec.OrigID, zone: w.set.zone, transport: p.transport, startNs: w.monoNs, ticket: p.ticket()}
+	n.waitingBytes.Add(l.size)
 	l.request = bytes.Clone(w.m.Msg[:l.qEnd])
 	if w.env.Cookie != nil {
 		l.cookie = bytes.Clone(w.env.Cookie)
@@ -267,7 +272,7 @@ func (w *worker) update(dst []byte, p *peer, key *tsig.Key) ([]byte, verdict) {
 
 // withdraw answers at once what could not be handed on.
 func (w *worker) withdraw(dst []byte, l *later, f wire.Fault) ([]byte, verdict) {
-	l.node.waiting.Add(-1)
+	l.done()
 	if l.ticket.stream != nil {
 		l.ticket.stream.waiting.Add(-1)
 	}
@@ -297,6 +302,7 @@ func (w *worker) countClaim(f wire.Fault) {
 // later is an UPDATE that waits: for its claims' signatures, then for its sync. It owns all that it points to.
 type later struct {
 	node      *Node
+	size      int64 // of the message, as it is counted
 	prepared  *update.Prepared
 	key       *tsig.Key
 	mac       []byte
@@ -367,6 +373,11 @@ func (l *later) reply(rcode uint16, f wire.Fault) {
 		n.signers.Put(s)
 	}
 	shard.Observe(stats.UpdateLatency, uint64(max(0, clock.Mono()-l.startNs)))
-	n.waiting.Add(-1)
-	l.ticket.reply(out)
+	l.ticket.reply(out) // before done: a shutdown waits for what waits, then for what is on its way
+	l.done()
+}
+
+func (l *later) done() {
+	l.node.waiting.Add(-1)
+	l.node.waitingBytes.Add(-l.size)
 }

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -232,6 +233,28 @@ func TestDeadlines(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestListenerComesBack: a listener that gnet gave up, as it does when the system has no file left, is opened again.
+func TestListenerComesBack(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	r.net.mu.Lock()
+	e := r.net.engines[netip.MustParseAddrPort(r.addr)]
+	r.net.mu.Unlock()
+	go e.gnet.Stop(context.Background())
+	<-e.done
+	eventually(t, "it is opened again", func() bool {
+		r.net.mu.Lock()
+		defer r.net.mu.Unlock()
+		again := r.net.engines[e.addr]
+		return again != nil && again != e
+	})
+	for _, network := range []string{"udp", "tcp"} {
+		if m := r.query(network, "a."+testZone, dns.TypeTXT); m.Rcode != dns.RcodeNameError {
+			t.Errorf("%s: %v", network, m)
+		}
+	}
 }
 
 // TestTotalCap: connections beyond the total are closed at once, and room comes back with those that end.

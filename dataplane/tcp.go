@@ -137,6 +137,9 @@ func (l *loop) readStream(c gnet.Conn, s *stream) gnet.Action {
 	now := clock.Mono()
 	if l.engine.net.draining.Load() {
 		l.shard.Inc(stats.DroppedShutdown)
+		if s.waiting.Load() > 0 && c.InboundBuffered() < datagramMax {
+			return gnet.None // its replies are still on their way
+		}
 		return gnet.Close
 	}
 	if c.InboundBuffered() < s.need {
