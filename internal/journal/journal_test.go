@@ -433,6 +433,13 @@ func TestReader(t *testing.T) {
 	if _, err := OpenReader(vfs.OS, dir, "rows", 1); !errors.Is(err, ErrGone) {
 		t.Errorf("frames that were dropped: %v", err)
 	}
+	w.Close()
+	if w, _, err = collect(o, 0); err != nil {
+		t.Errorf("a log whose beginning was dropped, from whatever there is: %v", err)
+	}
+	if _, _, err := collect(o, 1); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a log whose beginning was dropped, from 1 on: %v", err)
+	}
 	for {
 		_, _, ok, err := behind.Next()
 		if errors.Is(err, ErrGone) {

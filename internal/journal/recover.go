@@ -83,8 +83,8 @@ func (r *recovery) run() error {
 		}
 		return nil
 	}
-	if files[0].h.first > max(r.from, 1) && files[0].h.prevLast+1 > max(r.from, 1) {
-		return &CorruptError{files[0].path, 32, fmt.Sprintf("the log begins at %d, but frames from %d on are needed", files[0].h.first, max(r.from, 1))}
+	if r.from > 0 && files[0].h.prevLast+1 > r.from {
+		return &CorruptError{files[0].path, 32, fmt.Sprintf("the log begins at %d, but frames from %d on are needed", files[0].h.first, r.from)}
 	}
 	for i, f := range files {
 		var next *segmentFile

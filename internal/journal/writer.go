@@ -100,8 +100,8 @@ type segment struct {
 	bytes int64
 }
 
-// Open recovers the log and calls replay for each frame from lsn `from` on, in order. The payload is valid during the call.
-// Without any segment the log begins at lsn max(from, 1).
+// Open recovers the log and calls replay for each frame from lsn `from` on, in order; from 0 on means whatever there is, and otherwise a
+// log that does not reach back to from is damaged. The payload is valid during the call. Without any segment the log begins at lsn max(from, 1).
 func Open(o Options, from uint64, replay func(lsn uint64, payload []byte) error) (*Writer, error) {
 	o.defaults()
 	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
