@@ -321,9 +321,9 @@ func TestReadersBesideTheCommitter(t *testing.T) {
 		})
 	}
 	rng := rand.New(rand.NewPCG(3, 4))
-	rounds := 2000
+	rounds := 400 // each waits for a sync of the disk
 	if testing.Short() {
-		rounds = 500
+		rounds = 100
 	}
 	for i := range rounds {
 		var done sync.WaitGroup

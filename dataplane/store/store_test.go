@@ -39,10 +39,12 @@ const t0 = int64(1_800_000_000_000) // a multiple of a bucket
 
 type node struct {
 	*Store
-	t     testing.TB
-	fs    *vfstest.Sim
-	nowMs atomic.Int64
-	o     Options
+	t      testing.TB
+	fs     *vfstest.Sim
+	nowMs  atomic.Int64
+	o      Options
+	reader *Reader
+	fault  atomic.Pointer[func(op, name string) error] // what the file system asks
 }
 
 func newNode(t testing.TB, fs *vfstest.Sim, change func(o *Options)) *node {
@@ -65,18 +67,30 @@ func newNode(t testing.TB, fs *vfstest.Sim, change func(o *Options)) *node {
 func (n *node) open() {
 	n.t.Helper()
 	n.o.FS = n.fs
+	n.fs.Fault = func(op, name string) error {
+		if f := n.fault.Load(); f != nil {
+			return (*f)(op, name)
+		}
+		return nil
+	}
 	s, err := Open(n.o)
 	if err != nil {
 		n.t.Fatal("open:", err)
 	}
-	n.Store = s
+	n.Store, n.reader = s, s.NewReader()
 }
 
 // crash loses what was not synced and opens what is left.
 func (n *node) crash() {
 	n.t.Helper()
+	dead := func(string, string) error { return syscall.EIO }
+	n.fault.Store(&dead)
+	n.stopMerge.Store(true)
+	n.call(func() {})
+	n.mergeDone.Wait()
 	fs := n.fs.Crash()
 	n.Close()
+	n.fault.Store(nil)
 	n.fs = fs
 	n.open()
 }
@@ -112,6 +126,8 @@ func (n *node) do(ops ...record.Op) Result { n.t.Helper(); return n.send(&Batch{
 
 // values is what a query would see.
 func (n *node) values(text string) string {
+	n.reader.Enter()
+	defer n.reader.Leave()
 	set, _ := n.View().Lookup(name(text))
 	var out []string
 	set.Each(func(v Value) bool {
@@ -270,6 +286,8 @@ func TestBelow(t *testing.T) {
 	n := newNode(t, vfstest.New(3), nil)
 	below := func(text string, want bool) {
 		t.Helper()
+		n.reader.Enter()
+		defer n.reader.Leave()
 		if got := n.View().HasBelow(name(text), n.nowMs.Load()); got != want {
 			t.Errorf("names below %s: %v, want %v", text, got, want)
 		}
@@ -306,14 +324,13 @@ func TestFailedSync(t *testing.T) {
 	fs := vfstest.New(4)
 	n := newNode(t, fs, nil)
 	n.do(add("a.mesh.test", "1", 600))
-	broken := atomic.Bool{}
-	fs.Fault = func(op, _ string) error {
-		if broken.Load() && (op == "sync" || op == "write") {
+	broken := func(op, _ string) error {
+		if op == "sync" || op == "write" {
 			return syscall.EIO
 		}
 		return nil
 	}
-	broken.Store(true)
+	n.fault.Store(&broken)
 	serial := n.Serial()
 	if r := n.do(add("a.mesh.test", "2", 600)); r.Rcode != rcodeServFail {
 		t.Fatal("a failed sync is answered with", r)
@@ -337,7 +354,7 @@ func TestFailedSync(t *testing.T) {
 	if err := n.SubmitVoid(3, 2); err != nil {
 		t.Fatal(err)
 	}
-	broken.Store(false)
+	n.fault.Store(nil)
 	poll(t, func() bool { n.Tick(); return n.Taken().Requests >= 2 })
 	if a, b := <-done, <-done; a.Code != record.CodeStored || b.Code != record.CodeVoid {
 		// the VOID may come after the retry: then both are stored, and that is the answer
@@ -389,16 +406,17 @@ func TestDiskFull(t *testing.T) {
 		n.want("a.mesh.test", "1")
 	}
 	// a disk that is full without having said so
-	fs.Fault = func(op, _ string) error {
+	full := func(op, _ string) error {
 		if op == "allocate" || op == "write" {
 			return syscall.ENOSPC
 		}
 		return nil
 	}
+	n.fault.Store(&full)
 	if r := n.do(add("a.mesh.test", "2", 600)); r.Rcode != rcodeServFail {
 		t.Error("ENOSPC is answered with", r)
 	}
-	n.call(func() { fs.Fault = nil })
+	n.fault.Store(nil)
 	if r := n.do(add("a.mesh.test", "2", 600)); r.Rcode != 0 {
 		t.Error("after ENOSPC:", r)
 	}

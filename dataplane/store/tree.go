@@ -54,6 +54,8 @@ func (t *tree) put(name []byte, values []packed) error {
 	}
 	if len(values) > 0 {
 		due = t.due.add(h, first, due)
+	} else {
+		due = 0 // an empty non-terminal stands in no bucket: an old entry is dropped when it comes up
 	}
 	var now ref
 	if len(values) > 0 || below > 0 {
