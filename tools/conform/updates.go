@@ -201,6 +201,14 @@ func (s *server) update(u *update, id uint16) (string, error) {
 	m.SetUpdate(zone)
 	m.Id = id
 	u.build(m)
+	if s.kind == node { // where a TTL is the record's life, and answers say DMP_DNS_TTL or what is left of it (dns.md 3.3)
+		for i, rr := range m.Ns {
+			if h := rr.Header(); h.Class == dns.ClassINET && h.Ttl == ttlSec {
+				m.Ns[i] = dns.Copy(rr) // the others get it as it was
+				m.Ns[i].Header().Ttl = 3600
+			}
+		}
+	}
 	c := &dns.Client{Timeout: answerMax, TsigSecret: map[string]string{keyName: s.secret}}
 	now := time.Now().Unix()
 	key := keyName
