@@ -385,6 +385,22 @@ func TestReedSolomon(t *testing.T) {
 	}
 }
 
+// TestReedSolomonNoise: words that are no codeword at all are refused, or become one; locators of every degree occur.
+func TestReedSolomonNoise(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 5000 {
+		word := make([]byte, 33+r.IntN(20))
+		for i := range word {
+			word[i] = byte(r.Uint32())
+		}
+		if _, ok := rsDecode(word); ok {
+			if _, clean := rsSyndromes(word); !clean {
+				t.Fatalf("%x was taken", word)
+			}
+		}
+	}
+}
+
 func TestSyncVectors(t *testing.T) {
 	for _, c := range readVectors(t, "sync_dispatch.json") {
 		var owner []byte
