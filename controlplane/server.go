@@ -34,6 +34,7 @@ import (
 const (
 	bodyMax           = 16384
 	headerMax         = 64 << 10
+	headersMax        = 100
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 15 * time.Second
 	writeTimeout      = 30 * time.Second
@@ -413,6 +414,14 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		}
 		s.metrics.request(r.Method, cw.status, time.Since(start))
 	}()
+	headers := 0
+	for _, values := range r.Header {
+		headers += len(values)
+	}
+	if headers > headersMax {
+		reply(cw, http.StatusRequestHeaderFieldsTooLarge, errorBody{"too many headers"})
+		return
+	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete:
 	default:
@@ -557,16 +566,4 @@ func (s *Server) unhealthy() string {
 		return "the records are being read"
 	}
 	return ""
-}
-
-// Keys of the state, for the status page.
-func (s *Server) keyCount() int {
-	n := 0
-	nowSec := clock.NowMs() / 1000
-	for _, k := range s.state.ListKeys() {
-		if k.Live(nowSec) {
-			n++
-		}
-	}
-	return n
 }

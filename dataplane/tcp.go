@@ -77,12 +77,6 @@ func (t *connTable) remove(s *stream) {
 	}
 }
 
-func (t *connTable) len() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.conns)
-}
-
 // sweep closes what is past its deadline and waits for nothing from us.
 func (n *network) sweep(monoNs int64) {
 	n.conns.mu.Lock()

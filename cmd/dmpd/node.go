@@ -334,13 +334,6 @@ func when(sec int64) string {
 	return time.Unix(sec, 0).UTC().Format("2006-01-02 15:04:05Z")
 }
 
-func yes(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
 func dash(s string) string { return cmp.Or(s, "-") }
 
 // texts collects a flag that may be given often.

@@ -292,9 +292,3 @@ func (r RRset) due() uint32      { return load[uint32](r.p, offDue) }
 func (r RRset) firstExp() int64  { return load[int64](r.p, offFirstExp) }
 func (r RRset) class() uint8     { return load[uint8](r.p, offClass) }
 func (r RRset) is(n []byte) bool { return bytes.Equal(r.name(), n) }
-func (r RRset) lastExp() (e int64) {
-	for i := range r.Count() {
-		e = max(e, load[int64](r.value(i), vExp))
-	}
-	return e
-}

@@ -114,7 +114,6 @@ type stage struct {
 	// of the current message
 	touch      []touched
 	mergedDead []tombKey
-	origin     [8]byte
 	writer     [16]byte
 	added      int // live values that this writer added
 }

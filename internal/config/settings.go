@@ -52,12 +52,12 @@ var settings = []Setting{
 	{Name: "STATE_DIR", Plane: Both, Doc: "folder of data/ and control/; unset: the folder of DB_PATH"},
 	{Name: "DB_PATH", Default: "/var/lib/dmp/dmp.db", Plane: Both, Doc: "the reference node's record database; its folder is the state folder unless STATE_DIR is set"},
 	{Name: "DURABILITY", Kind: Enum, Values: []string{"always", "interval", "os"}, Default: "always", Plane: Both, Doc: "when a write counts as stored: synced before the answer, synced every second, or left to the system"},
-	{Name: "LOG_RETAIN", Default: "1h", Plane: Both, Reload: true, Doc: "how long covered log segments are kept for readers that are behind (a duration), at most 1 GiB of them"},
+	{Name: "LOG_RETAIN", Default: "1h", Plane: Both, Doc: "how long covered log segments are kept for readers that are behind (a duration), at most 1 GiB of them"},
 	{Name: "MAX_RECORDS", Kind: Int, Default: "10000000", Min: 0, Max: maxInt, Plane: Data, Reload: true, Doc: "records held at most, then SERVFAIL; 0: no limit"},
 	{Name: "MAX_BYTES", Kind: Int, Default: "8589934592", Min: 0, Max: maxInt, Plane: Data, Reload: true, Doc: "bytes of records held at most, then SERVFAIL; 0: no limit"},
 	{Name: "MAX_WRITER_RECORDS", Kind: Int, Default: "100000", Min: 0, Max: maxInt, Plane: Data, Reload: true, Doc: "records one key or token may add within a day, then REFUSED; 0: no limit"},
 	{Name: "CLEANUP_INTERVAL", Kind: Float, Default: "60", Min: 0.001, Max: yearSec, Plane: Data, Doc: "accepted for the reference's sake; expired records are invisible at once and swept every 10 s"},
-	{Name: "LOG_LEVEL", Default: "INFO", Plane: Both, Reload: true, Doc: "DEBUG, INFO, WARNING or ERROR"},
+	{Name: "LOG_LEVEL", Default: "INFO", Plane: Both, Doc: "DEBUG, INFO, WARNING or ERROR"},
 	{Name: "LOG_FORMAT", Kind: Enum, Values: []string{"text", "json"}, Default: "text", Plane: Both, Doc: "text or one JSON object a line"},
 
 	// The zone.

@@ -67,12 +67,10 @@ func CreateLive(fs vfs.FS, path, build string) (*Live, error) {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	l := &Live{file: f, path: path}
-	if err := f.Allocate(liveSize); err == nil {
+	if err = f.Allocate(liveSize); err == nil {
 		l.page, err = f.Map(0, liveSize, true)
-	} else {
-		err = fmt.Errorf("journal: %w", err)
 	}
-	if l.page == nil {
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("journal: %s cannot be made: %w", temporary, err)
 	}
@@ -229,7 +227,7 @@ func Lock(path string) (*FileLock, error) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

@@ -31,7 +31,6 @@ type Sim struct {
 	Fault func(op, name string) error
 	// FreeBytes is what Free tells; 0 is a terabyte.
 	FreeBytes int64
-	nowMs     int64
 }
 
 type dir struct {
