@@ -16,7 +16,7 @@ import (
 func main() { os.Exit(run()) }
 
 func run() int {
-	c, reload, err := config.Load("dmp-controlplane", os.Args[1:], os.Stderr)
+	c, reload, err := config.Load("dmp-controlplane", config.Control, os.Args[1:], os.Stderr)
 	if err != nil {
 		if !errors.Is(err, config.ErrHelp) {
 			fmt.Fprintln(os.Stderr, "dmp-controlplane:", err)

@@ -23,7 +23,7 @@ import (
 func main() { os.Exit(run()) }
 
 func run() int {
-	c, reload, err := config.Load("dmp-dataplane", os.Args[1:], os.Stderr)
+	c, reload, err := config.Load("dmp-dataplane", config.Data, os.Args[1:], os.Stderr)
 	if err != nil {
 		if !errors.Is(err, config.ErrHelp) {
 			fmt.Fprintln(os.Stderr, "dmp-dataplane:", err)

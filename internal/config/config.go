@@ -24,6 +24,8 @@ type Input struct {
 	Environ  []string          // KEY=VALUE, as os.Environ gives it
 	File     string            // path of a TOML file; empty: DMP_CONFIG of the environment, or none
 	ReadFile func(string) ([]byte, error)
+
+	plane Plane // of a plane that is started alone; 0: both
 }
 
 // Problem is one thing that is wrong.
@@ -55,6 +57,16 @@ func (ps Problems) Error() string {
 		lines[i] = p.String()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// of leaves out what concerns the other plane alone.
+func (ps Problems) of(plane Plane) (kept Problems) {
+	for _, p := range ps {
+		if s := byName[strings.TrimPrefix(p.Setting, "DMP_")]; s == nil || s.Plane&plane != 0 {
+			kept = append(kept, p)
+		}
+	}
+	return kept
 }
 
 func (ps *Problems) add(setting, value, text, remedy string) {
@@ -98,6 +110,9 @@ func Resolve(in Input) (c *Config, warnings, errs Problems) {
 		return nil, warnings, errs
 	}
 	c.check(&warnings, &errs)
+	if in.plane != 0 {
+		warnings, errs = warnings.of(in.plane), errs.of(in.plane)
+	}
 	if len(errs) > 0 {
 		return nil, warnings, errs
 	}

@@ -147,3 +147,17 @@ func TestReloadChanges(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestLoadForOnePlane(t *testing.T) {
+	t.Setenv("DMP_DOMAIN", "a.test") // and HTTP_HOST as it is: everywhere
+	var out strings.Builder
+	if c, _, err := Load("dmp-dataplane", Data, nil, &out); err != nil || c.Zone() != "a.test" {
+		t.Errorf("the data plane: %v", err)
+	}
+	if _, _, err := Load("dmp-controlplane", Control, nil, &out); err == nil || !strings.Contains(err.Error(), "AUTH_MODE") {
+		t.Errorf("the control plane: %v", err)
+	}
+	if _, _, err := Load("dmp-dataplane", Data, []string{"--dns-port", "x"}, &out); ExitCode(err) != 2 {
+		t.Errorf("a bad flag: %v", err)
+	}
+}

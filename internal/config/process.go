@@ -34,8 +34,8 @@ func BuildID() string {
 var ErrHelp = flag.ErrHelp
 
 // Load gives the configuration of this process: what dmpd handed over, or, for one started by hand, flags, environment,
-// file and defaults. reload reads it again, for SIGHUP. Warnings are printed to errOut.
-func Load(program string, args []string, errOut io.Writer) (c *Config, reload func() (*Config, error), err error) {
+// file and defaults; what concerns the other plane alone is then not looked at. reload reads it again, for SIGHUP. Warnings are printed to errOut.
+func Load(program string, plane Plane, args []string, errOut io.Writer) (c *Config, reload func() (*Config, error), err error) {
 	if len(args) == 1 && args[0] == "--version" {
 		fmt.Println(program, BuildID())
 		return nil, nil, ErrHelp
@@ -60,6 +60,7 @@ func Load(program string, args []string, errOut io.Writer) (c *Config, reload fu
 		return nil, nil, fmt.Errorf("%s takes no arguments, only flags; it was given %q", program, flags.Args())
 	}
 	reload = func() (*Config, error) {
+		in.plane = plane
 		c, warnings, errs := Resolve(in)
 		if len(warnings) > 0 {
 			fmt.Fprintln(errOut, "warning:", strings.ReplaceAll(warnings.Error(), "\n", "\nwarning: "))
