@@ -266,6 +266,8 @@ func startKnot(dir, port string, z *zone, s *server) error {
     tcp-workers: 1
     background-workers: 1
     udp-max-payload: 1232
+    identity: ""
+    version: ""
 log:
   - target: stderr
     any: warning

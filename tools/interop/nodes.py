@@ -47,6 +47,7 @@ class Node:
         self.dir = os.path.join(work, name)
         self.log = os.path.join(work, name + ".log")
         self.process = None
+        self.answered = False
         self.env = {
             "DMP_DOMAIN": zone, "DMP_SERVED_ZONE": zone, "DMP_NODE_HOSTNAME": zone, "DMP_DB_PATH": os.path.join(self.dir, "dmp.db"),
             "DMP_DNS_HOST": ip, "DMP_DNS_PORT": str(DNS_PORT), "DMP_DNS_APEX_A": ip, "DMP_DNS_APEX_NS": zone,
@@ -57,9 +58,11 @@ class Node:
         }
         self.env.update({"DMP_" + k.upper(): v for k, v in more.items()})
 
-    def start(self):
+    def need_free(self):
         need_free(self.ip, DNS_PORT)
         need_free(self.ip, self.http_port, tcp_only=True)
+
+    def start(self):
         os.makedirs(self.dir, mode=0o700)
         env = {k: v for k, v in os.environ.items() if not k.startswith("DMP_")} | self.env
         if self.impl == "dmpd":
@@ -80,6 +83,7 @@ class Node:
                 status, _ = self.http("GET", "/health")
                 soa = self.query(self.zone, "SOA", timeout=2)
                 if status == 200 and soa.answer:
+                    self.answered = True
                     return
                 why = f"/health {status}, SOA {dns.rcode.to_text(soa.rcode())}"
             except (OSError, dns.exception.DNSException) as e:

@@ -61,6 +61,8 @@ class Run:
         for node in (self.a, self.b):
             need_free(node.ip, PROXY_PORT, tcp_only=True)
         for node in self.nodes:
+            node.need_free()
+        for node in self.nodes:
             node.start()
         for node in self.nodes:
             node.wait()

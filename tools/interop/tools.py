@@ -45,6 +45,7 @@ class Run:
         self.nodes = [self.node]
 
     def start(self):
+        self.node.need_free()
         self.node.start()
         self.node.wait()
 
