@@ -5,6 +5,7 @@ import (
 	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -24,8 +26,13 @@ import (
 // BodyMax bounds the body of a registration (http.md 1).
 const BodyMax = 16384
 
-// payloadVersion ends the signed payload (http.md 7.3).
-const payloadVersion = 0x01
+// The signed payload ends with its version (http.md 7.3), so that no payload of one version is one of the other. payloadTag begins
+// the second one (docs/decisions/0012-registration-payload.md).
+const (
+	payloadVersion1 = 0x01
+	payloadVersion2 = 0x02
+	payloadTag      = "dnsmesh registration v2\n"
+)
 
 // Settings are what registration asks of the configuration, read anew for each request.
 type Settings struct {
@@ -83,8 +90,10 @@ func (g *Registrar) send(w http.ResponseWriter, route string, r *reply) {
 	case http.StatusTooManyRequests:
 		h.Set("Retry-After", "60")
 	}
+	b = append(b, '\n')
+	h.Set("Content-Length", strconv.Itoa(len(b))) // for HEAD, too
 	w.WriteHeader(r.status)
-	_, _ = w.Write(append(b, '\n')) // the client is gone: nobody to tell
+	_, _ = w.Write(b) // the client is gone: nobody to tell
 	if g.Count != nil {
 		g.Count(route, r.status)
 	}
@@ -122,7 +131,8 @@ func (g *Registrar) Challenge(w http.ResponseWriter, r *http.Request) {
 		ExpiresAt int64  `json:"expires_at"`
 		ServerX   string `json:"server_x25519_pub"`
 		Version   int    `json:"version"`
-	}{hex.EncodeToString(c.Bytes[:]), set.Node, c.ExpiresAtSec, hex.EncodeToString(c.ServerX25519[:]), 1}})
+		Payloads  []int  `json:"payloads"` // versions of the signed payload that are taken
+	}{hex.EncodeToString(c.Bytes[:]), set.Node, c.ExpiresAtSec, hex.EncodeToString(c.ServerX25519[:]), 1, []int{payloadVersion1, payloadVersion2}}})
 }
 
 func (g *Registrar) nowSec() int64 { return g.State.o.NowMs() / 1000 }
@@ -202,7 +212,11 @@ func (g *Registrar) prove(w http.ResponseWriter, r *http.Request, set *Settings)
 		return nil, refuse(http.StatusBadRequest, ErrChallenge.Error())
 	}
 	// 6. signature
-	if !record.VerifyEd25519(p.spk, signedPayload(p.challenge, p.subject, set.Node), signature) {
+	payload := signedPayload(p.challenge, p.subject, set.Node)
+	if p.body["payload"] == float64(payloadVersion2) { // anything else is ignored, as unknown fields are
+		payload = taggedPayload(p.challenge, p.subject, set.Node, p.spk)
+	}
+	if !record.VerifyEd25519(p.spk, payload, signature) {
 		return nil, refuse(http.StatusUnauthorized, "signature verification failed")
 	}
 	// 7. allowlist, and the deny list with the same answer
@@ -216,7 +230,18 @@ func (g *Registrar) prove(w http.ResponseWriter, r *http.Request, set *Settings)
 func signedPayload(challenge [32]byte, subject Subject, node string) []byte {
 	b := append(challenge[:len(challenge):len(challenge)], subject.String()...)
 	b = append(b, node...)
-	return append(b, payloadVersion)
+	return append(b, payloadVersion1)
+}
+
+// taggedPayload is the second version: tag ‖ challenge ‖ subject ‖ node ‖ key, each but the tag after its length (4 bytes, big-endian),
+// ‖ 0x02. Nothing that a node puts into the challenge can make it the payload of another protocol, or move the ends of its parts.
+func taggedPayload(challenge [32]byte, subject Subject, node string, spk []byte) []byte {
+	b := []byte(payloadTag)
+	for _, part := range [][]byte{challenge[:], []byte(subject.String()), []byte(node), spk} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(part)))
+		b = append(b, part...)
+	}
+	return append(b, payloadVersion2)
 }
 
 // readBody reads a JSON object; no body is an empty one.

@@ -147,7 +147,7 @@ func TestChallengeRoute(t *testing.T) {
 	n.set.Node = "DMP.Example.com"
 	code, m := call(n.reg.Challenge, "GET", "")
 	if code != 200 || len(m["challenge"].(string)) != 64 || len(m["server_x25519_pub"].(string)) != 64 || m["node"] != "DMP.Example.com" ||
-		m["expires_at"] != 1_700_000_060.0 || m["version"] != 1.0 || len(m) != 5 {
+		m["expires_at"] != 1_700_000_060.0 || m["version"] != 1.0 || len(m) != 6 {
 		t.Fatalf("%d %v", code, m)
 	}
 }
@@ -340,6 +340,53 @@ func TestLowOrder(t *testing.T) {
 		})
 		if code != 401 || m["error"] != "signature verification failed" {
 			t.Errorf("%s: %d %v", spk, code, m)
+		}
+	}
+}
+
+// http.md 20, row 3: the tagged payload is announced and taken, the old one still is, and neither passes for the other.
+func TestTaggedPayload(t *testing.T) {
+	n := newNode(t)
+	c := &client{key: seed(1), subject: "alice@example.com"}
+	spk := c.key.Public().(ed25519.PublicKey)
+	if _, m := call(n.reg.Challenge, "GET", ""); !slices.Equal(m["payloads"].([]any), []any{1.0, 2.0}) {
+		t.Errorf("announced: %v", m)
+	}
+	lengths := func(parts ...[]byte) []byte { // written apart from taggedPayload
+		b := []byte("dnsmesh registration v2\n")
+		for _, p := range parts {
+			b = append(append(b, 0, 0, 0, byte(len(p))), p...)
+		}
+		return append(b, 2)
+	}
+	for _, x := range []struct {
+		name     string
+		announce any
+		payload  func(challenge []byte) []byte
+		code     int
+	}{
+		{"tagged", 2, func(ch []byte) []byte { return lengths(ch, []byte(c.subject), []byte(n.set.Node), spk) }, 200},
+		{"tagged, not said so", nil, func(ch []byte) []byte { return lengths(ch, []byte(c.subject), []byte(n.set.Node), spk) }, 401},
+		{"old, said to be tagged", 2, func(ch []byte) []byte { return append([]byte(string(ch)+c.subject+n.set.Node), 1) }, 401},
+		{"old, with a version nobody knows", 3, func(ch []byte) []byte { return append([]byte(string(ch)+c.subject+n.set.Node), 1) }, 200},
+		{"old, said as text", "2", func(ch []byte) []byte { return append([]byte(string(ch)+c.subject+n.set.Node), 1) }, 200},
+		{"other node", 2, func(ch []byte) []byte { return lengths(ch, []byte(c.subject), []byte("x.example.com"), spk) }, 401},
+		{"moved end", 2, func(ch []byte) []byte { return lengths(ch, []byte(c.subject+"d"), []byte(n.set.Node[1:]), spk) }, 401},
+		{"other key", 2, func(ch []byte) []byte {
+			return lengths(ch, []byte(c.subject), []byte(n.set.Node), seed(2).Public().(ed25519.PublicKey))
+		}, 401},
+	} {
+		for _, h := range []http.HandlerFunc{n.reg.Confirm, n.reg.TSIGConfirm} {
+			code, m := n.post(h, c, func(m map[string]any) {
+				raw, _ := hex.DecodeString(m["challenge"].(string))
+				m["signature"] = hex.EncodeToString(ed25519.Sign(c.key, x.payload(raw)))
+				if x.announce != nil {
+					m["payload"] = x.announce
+				}
+			})
+			if code != x.code {
+				t.Errorf("%s: %d %v, want %d", x.name, code, m, x.code)
+			}
 		}
 	}
 }
