@@ -84,6 +84,7 @@ func (s *Server) getRecord(w http.ResponseWriter, r *http.Request, name string) 
 	}
 	values, err := s.lookup(name)
 	if err != nil {
+		w.Header().Set("Retry-After", "2")
 		reply(w, http.StatusServiceUnavailable, errorBody{"the records cannot be read"})
 		return
 	}

@@ -525,9 +525,24 @@ func (s *Server) operator(r *http.Request) bool {
 	return auth.EqualToken(bearer(r), s.config.Load().String("OPERATOR_TOKEN"))
 }
 
-// mayRead is the rule of /metrics and GET /v1/records: the operator's token if there is one.
+// mayRead is the rule of /metrics and GET /v1/records: the operator's token if there is one. Without one, what the world can reach is
+// closed unless the mode says open (http.md 20, row 10).
 func (s *Server) mayRead(r *http.Request) bool {
-	return s.config.Load().String("OPERATOR_TOKEN") == "" || s.operator(r)
+	c := s.config.Load()
+	if c.String("OPERATOR_TOKEN") != "" {
+		return s.operator(r)
+	}
+	return c.AuthMode() == "open" || loopbackOnly(c.List("HTTP_HOST"))
+}
+
+func loopbackOnly(hosts []string) bool {
+	for _, host := range hosts {
+		a, err := netip.ParseAddr(host)
+		if !strings.EqualFold(host, "localhost") && (err != nil || !a.IsLoopback()) {
+			return false
+		}
+	}
+	return true
 }
 
 // health is 200 while the data plane answers queries and the records can be read (http.md 4.2). /health/live says only that this

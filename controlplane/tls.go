@@ -127,6 +127,15 @@ func (c *limitConn) Close() error {
 	return err
 }
 
+// CloseWrite lets net/http end an answer before it closes: it refuses a request that it has not read to its end, and a close at once
+// would reset the connection and take the answer with it.
+func (c *limitConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
 // quiet sends what net/http logs of clients' mistakes to the debug level.
 func quiet(l *logging.Logger) *log.Logger { return log.New(quietWriter{l}, "", 0) }
 
