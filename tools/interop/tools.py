@@ -272,8 +272,9 @@ class Run:
             check(f"HTTP/{version}: DELETE", got[0].startswith(f"{version} 204") and self.txt(name) == set(), got)
             got = curl(option, *token, "-X", "DELETE", "-d", '{"value": "v=dmp1;t=curl"}', f"{base}/v1/records/{name}")
             check(f"HTTP/{version}: DELETE of what is gone", got[0].startswith(f"{version} 404"), got)
-            got = curl(option, "-d", '{"value": "x"}', f"{base}/v1/records/{name}")
-            check(f"HTTP/{version}: POST without a token", got[0].startswith(f"{version} 401") and json.loads(got[1]) == {"error": "unauthorized"}, got)
+            # Without a body: curl 7.88 loses an HTTP/2 reply that comes before it has sent one.
+            got = curl(option, "-X", "DELETE", f"{base}/v1/records/{name}")
+            check(f"HTTP/{version}: DELETE without a token", got[0].startswith(f"{version} 401") and json.loads(got[1]) == {"error": "unauthorized"}, got)
             got = curl(option, *token, "-d", '{"value": "x", "ttl": 86401}', f"{base}/v1/records/{name}")
             check(f"HTTP/{version}: POST with a TTL over the limit", got[0].startswith(f"{version} 400"), got)
         got = curl("--http2", base + "/health")
