@@ -551,6 +551,9 @@ func (s *Store) write(changed []*set) error {
 	}
 	ns := clock.Mono() - begin
 	s.gauges.syncNs.Add(ns)
+	if s.o.Synced != nil {
+		s.o.Synced(ns)
+	}
 	s.gauges.syncMaxNs.Store(max(ns, s.gauges.syncMaxNs.Load()))
 	return nil
 }
@@ -669,6 +672,7 @@ func (s *Store) tick() {
 	s.look()
 	s.group = s.group[:0]
 	if len(s.pending) > 0 {
+		s.voidsFirst()
 		s.commitAll()
 	}
 	if s.blocked() {
@@ -688,6 +692,18 @@ func (s *Store) tick() {
 	}
 	s.tree.reclaim()
 	s.mergeIfDue(nowMs)
+}
+
+// voidsFirst takes what stands behind the requests that wait, since there may be a VOID of one of them.
+func (s *Store) voidsFirst() {
+	for len(s.pending) < 2*requestsMax {
+		select {
+		case b := <-s.requests:
+			s.pend(b)
+		default:
+			return
+		}
+	}
 }
 
 // clear gives back the room of values that the last cut ended.

@@ -35,7 +35,8 @@ type Options struct {
 	Limits          Limits
 	TreeKey         [16]byte // snapshot.MergeOptions.TreeKey
 
-	NowMs func() int64 // clock.NowMs
+	NowMs  func() int64   // clock.NowMs
+	Synced func(ns int64) // told how long each sync took, by the committer
 	// Manual leaves out every timer and background goroutine but the committer, for tests that step time themselves
 	// with Tick.
 	Manual bool
