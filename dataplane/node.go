@@ -100,6 +100,7 @@ type Node struct {
 	port   uint16
 	lost   [3]int64 // store readings that the counters have seen: groups, rows, failed syncs
 	swept  int64
+	taken  int64
 	stop   chan struct{}
 	closed sync.WaitGroup
 }
@@ -144,7 +145,7 @@ func (n *Node) start(c Config) error {
 	}
 	s := &c.Settings
 	n.store, err = store.Open(store.Options{Dir: dir, Log: c.Log, Zone: s.Zone.Apex, Origin: origin, Durability: c.Durability, RetainMs: s.RetainMs,
-		TombstoneLifeMs: (s.TombstoneSec + tombstoneSlack) * 1000, Limits: s.Store})
+		TombstoneLifeMs: (s.TombstoneSec + tombstoneSlack) * 1000, Limits: s.Store, Synced: func(ns int64) { n.page.Shard(0).Observe(stats.SyncLatency, uint64(ns)) }})
 	if err != nil {
 		return err
 	}
@@ -384,6 +385,9 @@ func (n *Node) gauges() {
 	}
 	shard.Add(stats.Expired, uint64(max(0, s.Expired-n.swept)))
 	n.swept = s.Expired
+	taken := n.taker.taken.Load()
+	shard.Add(stats.RequestsTaken, uint64(taken-n.taken))
+	n.taken = taken
 }
 
 // Stop ends the node in order: no more reading, the commits that wait are finished and answered, then the sockets close.

@@ -41,6 +41,7 @@ type taker struct {
 
 	requests  *journal.Reader // the goroutine's alone, as is submitted
 	submitted position        // of the last request handed to the store
+	taken     atomic.Int64    // requests handed to the store, for the metrics
 	stop      chan struct{}
 	done      chan struct{}
 }
@@ -357,7 +358,9 @@ func (t *taker) takeRequests() error {
 			err = t.store.SubmitVoid(f.lsn, f.lsn)
 		default:
 			killpoint.Hit("request-taken")
-			err = t.store.SubmitRequest(f.lsn, f.req, nil)
+			if err = t.store.SubmitRequest(f.lsn, f.req, nil); err == nil {
+				t.taken.Add(1)
+			}
 		}
 		if err != nil {
 			return err

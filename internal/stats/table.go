@@ -126,7 +126,6 @@ var (
 	DroppedRate        = counter("dmpd_dns_dropped_total", `reason="rate"`, "DNS messages dropped without an answer.")
 	DroppedShutdown    = counter("dmpd_dns_dropped_total", `reason="shutdown"`, "DNS messages dropped without an answer.")
 	DroppedFormErrRate = counter("dmpd_dns_dropped_total", `reason="formerr_rate"`, "DNS messages dropped without an answer.")
-	DroppedSlowReader  = counter("dmpd_dns_dropped_total", `reason="slow_reader"`, "DNS messages dropped without an answer.")
 
 	RRLSlipped    = counter("dmpd_dns_rrl_slipped_total", "", "UDP answers replaced by a TC response to move a busy prefix to TCP.")
 	CookieGood    = counter("dmpd_dns_cookies_total", `result="valid"`, "Server cookies seen (RFC 7873).")
