@@ -810,7 +810,7 @@ func TestFraming(t *testing.T) {
 		{"too many headers", "GET /health HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: a\r\n", 101) + "\r\n", 431},
 		{"a hundred headers", "GET /health HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: a\r\n", 100) + "\r\n", 200},
 		{"long request line", "GET /" + strings.Repeat("a", 80<<10) + " HTTP/1.1\r\nHost: x\r\n\r\n", 431},
-		{"chunked body that is too long", "POST /v1/records/a.test HTTP/1.1\r\n" + head + "Transfer-Encoding: chunked\r\n\r\n4001\r\n" + strings.Repeat("x", 0x4001), 400},
+		{"chunked body that is too long", "POST /v1/records/a.test HTTP/1.1\r\n" + head + "Transfer-Encoding: chunked\r\n\r\n4001\r\n" + strings.Repeat("x", 0x4001) + "\r\n0\r\n\r\n", 400},
 	} {
 		if a := n.raw(x.request); a.status != x.status {
 			t.Errorf("%s: %d %s, want %d", x.name, a.status, a.body, x.status)

@@ -145,6 +145,7 @@ const (
 	series
 
 	historyMax = 240 // readings: 20 minutes at one in 5 s
+	graphLeast = 24
 )
 
 // sample takes a reading: rates a second of the counters, and the number of records.
@@ -186,7 +187,7 @@ func (h *history) sample(s *Server) {
 
 // graph is one small picture of the status page, as the points of an SVG polyline.
 type graph struct {
-	Title, Now, Max, Points, Area string
+	Title, Now, Max, Span, Points, Area string
 }
 
 const graphWidth, graphHeight = 300, 60
@@ -195,7 +196,9 @@ func (h *history) graph(title string, which int, unit string) graph {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	vs := h.values[which]
-	g := graph{Title: title, Now: "no reading yet"}
+	// A young node draws its few readings as wide as two minutes, not as a thread at the edge of twenty.
+	span := min(max(len(vs), graphLeast), historyMax)
+	g := graph{Title: title, Now: "no reading yet", Span: fmt.Sprintf("last %d minutes", (span+11)/12)}
 	if len(vs) == 0 {
 		return g
 	}
@@ -207,11 +210,11 @@ func (h *history) graph(title string, which int, unit string) graph {
 	scale := max(top, 1e-9)
 	var b strings.Builder
 	for i, v := range vs {
-		x := float64(graphWidth) * float64(historyMax-len(vs)+i+1) / historyMax
+		x := float64(graphWidth) * float64(span-len(vs)+i+1) / float64(span)
 		fmt.Fprintf(&b, "%.1f,%.1f ", x, graphHeight-(graphHeight-4)*v/scale-1)
 	}
 	g.Points = strings.TrimSpace(b.String())
-	first := float64(graphWidth) * float64(historyMax-len(vs)+1) / historyMax
+	first := float64(graphWidth) * float64(span-len(vs)+1) / float64(span)
 	g.Area = fmt.Sprintf("%.1f,%d %s %d,%d", first, graphHeight, g.Points, graphWidth, graphHeight)
 	return g
 }
@@ -241,7 +244,7 @@ func (s *Server) status(w http.ResponseWriter) {
 			At                 string
 		}{Zone: s.zone, Version: config.Version, Why: s.unhealthy(), At: clock.Now().UTC().Format("2006-01-02 15:04:05 UTC")}
 		data.Healthy = data.Why == ""
-		data.Graphs = []graph{s.history.graph("Queries", seriesQueries, "/s"), s.history.graph("Records written", seriesUpdates, "/s"),
+		data.Graphs = []graph{s.history.graph("Queries", seriesQueries, "/s"), s.history.graph("Updates", seriesUpdates, "/s"),
 			s.history.graph("Refused", seriesRefused, "/s"), s.history.graph("Records", seriesRecords, "")}
 		if p := s.counters(); p != nil {
 			for _, o := range []struct {
