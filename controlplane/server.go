@@ -434,6 +434,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.health(cw, r, path)
 		return
 	}
+	if r.ProtoMajor == 2 {
+		defer drain(w, r) // runs when the slot below is free again
+	}
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
@@ -444,6 +447,16 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.route(cw, r, path)
+}
+
+// drainTimeout is how long a body that nobody asked for is waited for.
+const drainTimeout = time.Second
+
+// drain reads what is left of a small body before the reply ends. A reply that ends before it makes HTTP/2 reset the stream (RFC 9113
+// 8.1), and some clients then lose the reply. HTTP/1.1 does this by itself.
+func drain(w http.ResponseWriter, r *http.Request) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTimeout))
+	_, _ = io.CopyN(io.Discard, r.Body, bodyMax) // what cannot be read is not wanted
 }
 
 func (s *Server) route(w http.ResponseWriter, r *http.Request, path string) {

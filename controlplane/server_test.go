@@ -346,6 +346,33 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
+// TestHTTP2Refusal: a refusal reaches a client whose body comes late, and the stream ends in order.
+func TestHTTP2Refusal(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	client := &http.Client{Transport: &http.Transport{Protocols: &p}}
+	defer client.CloseIdleConnections()
+	for range 20 {
+		body, send := io.Pipe()
+		go func() {
+			time.Sleep(5 * time.Millisecond)
+			io.WriteString(send, `{"value":"x"}`)
+			send.Close()
+		}()
+		r, err := client.Post(n.base+"/v1/records/a.test", "", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r.Body)
+		r.Body.Close()
+		if err != nil || r.StatusCode != 401 || !strings.Contains(string(b), "unauthorized") {
+			t.Fatalf("%d %q %v", r.StatusCode, b, err)
+		}
+	}
+}
+
 // TestRawRequests: what no client library sends.
 func TestRawRequests(t *testing.T) {
 	t.Parallel()
