@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -600,6 +601,18 @@ func TestNonsense(t *testing.T) {
 		n = 10_000
 	}
 	r := startRig(t)
+	// Other tests run beside this one, so the bound is loose: it is 640 bytes for each message.
+	const grownMax = 64 << 20
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	defer func() {
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if after.HeapAlloc > before.HeapAlloc+grownMax {
+			t.Errorf("the heap grew by %d MiB", (after.HeapAlloc-before.HeapAlloc)>>20)
+		}
+	}()
 	var wg sync.WaitGroup
 	for part := range 4 {
 		wg.Go(func() {
