@@ -71,7 +71,7 @@ var errPower = errors.New("power cut")
 // An answered mint or revoke survives a crash at any step: appended, synced, snapshot half written, segment half made.
 func TestCrash(t *testing.T) {
 	ctx := context.Background()
-	for seedN := range uint64(320) {
+	for seedN := range uint64(1000) {
 		rng := rand.New(rand.NewPCG(seedN, 1))
 		fs := vfstest.New(seedN)
 		m := &crashModel{map[string][]byte{}, map[string]bool{}, map[string]TokenHash{}}
