@@ -12,9 +12,17 @@ go vet ./...
 go vet -tags invariants,killpoints ./...
 go vet -tags testclock ./...
 export GOBIN=$PWD/.cache/bin
-[ -x "$GOBIN/staticcheck" ] || go install honnef.co/go/tools/cmd/staticcheck@v0.7.0
+fetch() { # a registry may be out for a moment
+  [ -x "$GOBIN/$1" ] && return
+  for wait in 2 10 30; do
+    go install "$2" && return
+    sleep "$wait"
+  done
+  go install "$2"
+}
+fetch staticcheck honnef.co/go/tools/cmd/staticcheck@v0.7.0
 "$GOBIN/staticcheck" ./...
-[ -x "$GOBIN/govulncheck" ] || go install golang.org/x/vuln/cmd/govulncheck@latest
+fetch govulncheck golang.org/x/vuln/cmd/govulncheck@v1.9.0
 out=$("$GOBIN/govulncheck" ./... 2>&1) && code=0 || code=$?
 case "$code:$out" in
   0:*) echo "govulncheck: nothing found" ;;

@@ -45,7 +45,7 @@ if [ "$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("
   echo "installing dnsmesh $client in $venv"
   mkdir -p .cache
   rm -rf "$venv"
-  if ! { python3 -m venv "$venv" && "$venv/bin/python" -m pip install -q --disable-pip-version-check "dnsmesh==$client"; } >.cache/venv.log 2>&1; then
+  if ! { python3 -m venv "$venv" && "$venv/bin/python" -m pip install -q --retries 5 --timeout 30 --disable-pip-version-check "dnsmesh==$client"; } >.cache/venv.log 2>&1; then
     tail -5 .cache/venv.log
     echo "FAIL dnsmesh $client cannot be installed in $venv (python3-venv, and a way to PyPI); the whole output is in .cache/venv.log"
     echo "0 passed, 1 failed"
