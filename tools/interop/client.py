@@ -24,7 +24,8 @@ class Result:
 
 
 class Client:
-    def __init__(self, work, user, zone):
+    def __init__(self, work, user, zone, dns_port=DNS_PORT, **env):
+        self.env = {"DMP_PROVIDER_DNS_PORT": str(dns_port)} | env
         self.user, self.zone, self.home, self.shim = user, zone, os.path.join(work, "c-" + user), False
         self.passphrase = user + "-pass"
         os.makedirs(self.home)
@@ -32,7 +33,7 @@ class Client:
     def __call__(self, *arguments, new_passphrase=None, shim=None):
         env = {k: v for k, v in os.environ.items() if not k.startswith("DMP_")}
         env |= {"HOME": self.home, "DMP_CONFIG_HOME": self.home, "DMP_TOKENS_HOME": os.path.join(self.home, "tokens"),
-                "DMP_PASSPHRASE": self.passphrase, "DMP_PROVIDER_DNS_PORT": str(DNS_PORT)}
+                "DMP_PASSPHRASE": self.passphrase} | self.env
         if new_passphrase:
             env["DMP_NEW_PASSPHRASE"] = new_passphrase
         shim = self.shim if shim is None else shim

@@ -1,6 +1,7 @@
-"""python main.py --impl dmpd|reference [--keep] scenario|tools"""
+"""python main.py --impl dmpd|reference [--keep] scenario|tools|tls"""
 
 import argparse
+import importlib
 import os
 import shutil
 import signal
@@ -15,12 +16,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--impl", choices=["dmpd", "reference"], default="dmpd")
     parser.add_argument("--keep", action="store_true", help="leave the folders and logs of the nodes")
-    parser.add_argument("part", choices=["scenario", "tools"])
+    parser.add_argument("part", choices=["scenario", "tools", "tls"])
     options = parser.parse_args()
-    if options.part == "scenario":
-        import scenario as part
-    else:
-        import tools as part
+    part = importlib.import_module(options.part)
 
     def told(number, frame):
         raise SystemExit(128 + number)

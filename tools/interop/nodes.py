@@ -41,16 +41,32 @@ def need_free(ip, port, tcp_only=False):
                 raise Taken(f"{text} port {port} on {ip} cannot be used: {e.strerror}. End what listens there (ss -lntup) and try again")
 
 
+def free_port(ip):
+    """A port that is free for TCP and UDP at this moment."""
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+            s.bind((ip, 0))
+            port = s.getsockname()[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            try:
+                s.bind((ip, port))
+                return port
+            except OSError:
+                continue
+    raise Taken(f"no port on {ip} is free for TCP and UDP")
+
+
 class Node:
-    def __init__(self, impl, work, name, zone, ip, token, http_port=HTTP_PORT, **more):
-        self.impl, self.name, self.zone, self.ip, self.token, self.http_port = impl, name, zone, ip, token, http_port
+    def __init__(self, impl, work, name, zone, ip, token, http_port=HTTP_PORT, dns_port=DNS_PORT, tls=None, **more):
+        self.impl, self.name, self.zone, self.ip, self.token, self.http_port, self.dns_port = impl, name, zone, ip, token, http_port, dns_port
+        self.tls = tls  # an SSL context that trusts the node, if it speaks HTTPS
         self.dir = os.path.join(work, name)
         self.log = os.path.join(work, name + ".log")
         self.process = None
         self.answered = False
         self.env = {
             "DMP_DOMAIN": zone, "DMP_SERVED_ZONE": zone, "DMP_NODE_HOSTNAME": zone, "DMP_DB_PATH": os.path.join(self.dir, "dmp.db"),
-            "DMP_DNS_HOST": ip, "DMP_DNS_PORT": str(DNS_PORT), "DMP_DNS_APEX_A": ip, "DMP_DNS_APEX_NS": zone,
+            "DMP_DNS_HOST": ip, "DMP_DNS_PORT": str(dns_port), "DMP_DNS_APEX_A": ip, "DMP_DNS_APEX_NS": zone,
             "DMP_DNS_APEX_SOA_RNAME": "hostmaster." + zone, "DMP_HTTP_HOST": ip, "DMP_HTTP_PORT": str(http_port),
             "DMP_AUTH_MODE": "multi-tenant", "DMP_OPERATOR_TOKEN": token, "DMP_REGISTRATION_ENABLED": "1",
             "DMP_REGISTRATION_ENDPOINT_RATE_PER_SEC": "10", "DMP_REGISTRATION_ENDPOINT_RATE_BURST": "100",
@@ -59,7 +75,7 @@ class Node:
         self.env.update({"DMP_" + k.upper(): v for k, v in more.items()})
 
     def need_free(self):
-        need_free(self.ip, DNS_PORT)
+        need_free(self.ip, self.dns_port)
         need_free(self.ip, self.http_port, tcp_only=True)
 
     def start(self):
@@ -122,24 +138,24 @@ class Node:
         """One question, no EDNS unless asked for; the response as it came."""
         q = dns.message.make_query(name, rdtype, use_edns=more.pop("edns", -1), **more)
         ask = dns.query.tcp if tcp else dns.query.udp
-        return ask(q, self.ip, port=DNS_PORT, timeout=timeout, source="127.0.0.1")
+        return ask(q, self.ip, port=self.dns_port, timeout=timeout, source="127.0.0.1")
 
     def values(self, name):
         """The set of TXT values at a name, asked as the client asks: UDP, and TCP after a TC."""
         q = dns.message.make_query(name, "TXT")
-        r, _ = dns.query.udp_with_fallback(q, self.ip, port=DNS_PORT, timeout=10, source="127.0.0.1")
+        r, _ = dns.query.udp_with_fallback(q, self.ip, port=self.dns_port, timeout=10, source="127.0.0.1")
         return {b"".join(rd.strings).decode() for rrset in r.answer for rd in rrset}
 
     def http(self, method, path, body=None, token=None):
         """Status and body of one request."""
-        request = urllib.request.Request(f"http://{self.ip}:{self.http_port}{path}", method=method)
+        request = urllib.request.Request(f"{'https' if self.tls else 'http'}://{self.ip}:{self.http_port}{path}", method=method)
         if body is not None:
             request.data = json.dumps(body).encode()
             request.add_header("Content-Type", "application/json")
         if token:
             request.add_header("Authorization", "Bearer " + token)
         try:
-            with urllib.request.urlopen(request, timeout=30) as r:
+            with urllib.request.urlopen(request, timeout=30, context=self.tls) as r:
                 return r.status, r.read()
         except urllib.error.HTTPError as e:
             with e:
