@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
+
+	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 // HLC is a hybrid clock: Unix milliseconds in the upper 48 bits, a counter in the lower 16. Stamps of one node grow
@@ -55,7 +57,7 @@ func (r *Row) ID() ID { return ElementID(r.Name, r.RDATA) }
 // ElementID computes an element's id from the name in wire form and the RDATA.
 func ElementID(name, rdata []byte) ID {
 	var scratch [1024]byte
-	b := appendText(scratch[:0], name)
+	b := wire.AppendText(scratch[:0], name)
 	b = append(b, 0)
 	b = AppendValue(b, rdata)
 	sum := sha256.Sum256(b)
@@ -66,31 +68,6 @@ func ElementID(name, rdata []byte) ID {
 func HashOf(rdata []byte) [32]byte {
 	var scratch [4096]byte
 	return sha256.Sum256(AppendValue(scratch[:0], rdata))
-}
-
-// appendText writes a name as text without the trailing dot, with the escapes of RFC 1035 5.1. The root is ".".
-func appendText(dst, name []byte) []byte {
-	if len(name) <= 1 {
-		return append(dst, '.')
-	}
-	for i := 0; i < len(name) && name[i] != 0; {
-		n := int(name[i])
-		if i > 0 {
-			dst = append(dst, '.')
-		}
-		for _, c := range name[i+1 : min(i+1+n, len(name))] {
-			switch {
-			case c == '.' || c == '\\' || c == '"' || c == ';' || c == '(' || c == ')' || c == '@' || c == '$':
-				dst = append(dst, '\\', c)
-			case c <= ' ' || c >= 0x7F:
-				dst = append(dst, '\\', '0'+c/100, '0'+c/10%10, '0'+c%10)
-			default:
-				dst = append(dst, c)
-			}
-		}
-		i += 1 + n
-	}
-	return dst
 }
 
 // AppendRDATA cuts a value into character-strings of 255 bytes, the last one shorter; an empty value is one empty string

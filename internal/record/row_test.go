@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -92,7 +94,7 @@ func TestElementID(t *testing.T) {
 	for _, c := range []struct{ name, text string }{
 		{"\x00", "."}, {"\x01a\x04test\x00", "a.test"}, {"\x03a.b\x01\x00\x02\"\xFF\x00", `a\.b.\000.\"\255`},
 	} {
-		if got := string(appendText(nil, []byte(c.name))); got != c.text {
+		if got := wire.Text([]byte(c.name)); got != c.text {
 			t.Errorf("%q reads %s, want %s", c.name, got, c.text)
 		}
 	}
