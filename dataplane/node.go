@@ -125,6 +125,10 @@ func (n *Node) start(c Config) error {
 	if n.lock, err = journal.Lock(filepath.Join(dir, "lock")); err != nil {
 		return fmt.Errorf("%w: %w", ErrCannotRun, err)
 	}
+	// At once, and without a beat: the page of the process before must not speak for this one while it reads its store.
+	if n.live, err = journal.CreateLive(vfs.OS, filepath.Join(dir, "live"), c.Build); err != nil {
+		return err
+	}
 	loops := c.Loops
 	if loops <= 0 {
 		loops = runtime.NumCPU()
@@ -152,9 +156,6 @@ func (n *Node) start(c Config) error {
 	n.Reload(*s)
 	n.keys = tsig.NewTable(s.Zone.Apex)
 	n.pool = newPool(c.Workers)
-	if n.live, err = journal.CreateLive(vfs.OS, filepath.Join(dir, "live"), c.Build); err != nil {
-		return err
-	}
 	n.store.Notify(func(uint64) { n.live.Ring() })
 	n.taker = newTaker(filepath.Join(c.StateDir, "control"), n.keys, n.store, n.live, c.Log)
 	n.taker.first()
