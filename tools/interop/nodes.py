@@ -79,7 +79,7 @@ class Node:
         need_free(self.ip, self.http_port, tcp_only=True)
 
     def start(self):
-        os.makedirs(self.dir, mode=0o700)
+        os.makedirs(self.dir, mode=0o700, exist_ok=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith("DMP_")} | self.env
         if self.impl == "dmpd":
             command = [os.path.join(ROOT, "bin/dmpd"), "run", "--state-dir", self.dir]
