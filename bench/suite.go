@@ -25,8 +25,9 @@ type Suite struct {
 	Peers     []string // all that are installed if empty; "none": none
 	Rounds    int
 	Names     int
-	Bin       string // folder of dmp-dataplane
-	Dir       string // for zones, logs and state; it should be on a real disk
+	Flood     time.Duration // how long registrations are forged
+	Bin       string        // folder of dmp-dataplane
+	Dir       string        // for zones, logs and state; it should be on a real disk
 	Out       io.Writer
 	Progress  io.Writer
 	Command   string
@@ -42,6 +43,7 @@ type scenario struct {
 	update,
 	claims,
 	attack,
+	register,
 	startup bool
 	misses  int
 	qps     float64
@@ -66,6 +68,8 @@ var scenarios = []scenario{
 		note: "64 under way, each for another mailbox; the limit per recipient is off. One check alone, crypto/ed25519 on this core: %s."},
 	{name: "attack", title: "A well-behaved client beside an attack", attack: true, workers: 1, pinned: true,
 		note: "1,000 queries a second for names that exist, open loop, beside attackers at other addresses, who share the load's cores: what the client loses and when it is answered. Limits as they are by default."},
+	{name: "registration", title: "Registrations beside forged ones", register: true, pinned: true,
+		note: "Both processes of a node. Forgers at ever new addresses, 10,000 confirmations a second if the load's cores can send them: a real challenge, a forged signature, four of them from an address before its limit would refuse more unseen. Beside them somebody registers honestly every second, from an address of their own. `--flood 1m` takes a minute."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
 		note: "Time from the start of the process to the first right answer, and proportional set size then. Pages of files can be dropped by the system: dmpd maps its snapshot, and reads it whole at start."},
 }
@@ -192,6 +196,10 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		}
 	}
 	dir := filepath.Join(s.Dir, sc.name)
+	if sc.register {
+		fmt.Fprintln(s.Progress)
+		return s.registrations(sc, f, dir)
+	}
 	for _, c := range all {
 		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || (sc.claims || sc.attack) && c.name != "dmpd" {
 			continue

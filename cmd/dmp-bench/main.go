@@ -22,7 +22,7 @@ import (
 const usage = `dmp-bench loads a DNS server and says what it answered.
 
   dmp-bench --target HOST:PORT [--scenario udp|nxdomain|tcp] [--qps N] [--duration D] [--json]
-  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--write BENCHMARKS.md]
+  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--write BENCHMARKS.md]
   dmp-bench echo --listen 127.0.0.1:PORT --size BYTES
   dmp-bench master --zone ZONE --names N          prints the zone file that the queries are made for
 
@@ -149,6 +149,7 @@ func suite(args []string) error {
 	peers := f.String("peers", "", "some of nsd, knot, bind, or none; empty: those installed")
 	f.IntVar(&s.Rounds, "rounds", 0, "rounds; 0: 5, or 3 if quick")
 	f.IntVar(&s.Names, "names", 100_000, "names in the zone")
+	f.DurationVar(&s.Flood, "flood", 5*time.Second, "how long the scenario registration forges registrations")
 	f.StringVar(&s.Bin, "bin", "bin", "folder of our binaries")
 	f.StringVar(&s.Dir, "dir", ".cache/bench", "folder for what the servers write")
 	f.StringVar(&s.Command, "command", "dmp-bench suite "+strings.Join(args, " "), "what to say that was run")
