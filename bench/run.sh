@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Load tests (make bench). BENCH=quick: a smoke test beside an echo, well under two minutes, which asserts right answers and
-# no timing. SCENARIO, PEERS: lists; ROUNDS, NAMES: numbers. The whole, and only that, goes to BENCHMARKS.md.
+# no timing. SCENARIO, PEERS: lists; ROUNDS, NAMES: numbers; FLOOD: a time, for registration. The whole, and only that, goes to BENCHMARKS.md.
 set -eu
 cd "$(dirname "$0")/.."
 args=()
@@ -9,9 +9,10 @@ args=()
 [ -n "${PEERS:-}" ] && args+=(--peers "$PEERS")
 [ -n "${ROUNDS:-}" ] && args+=(--rounds "$ROUNDS")
 [ -n "${NAMES:-}" ] && args+=(--names "$NAMES")
+[ -n "${FLOOD:-}" ] && args+=(--flood "$FLOOD")
 [ -z "${BENCH:-}${SCENARIO:-}${PEERS:-}" ] && args+=(--write BENCHMARKS.md)
 said="make bench"
-for v in BENCH SCENARIO PEERS ROUNDS NAMES; do
+for v in BENCH SCENARIO PEERS ROUNDS NAMES FLOOD; do
   [ -n "${!v:-}" ] && said="$said $v='${!v}'"
 done
 mkdir -p .cache/bench
