@@ -4,6 +4,7 @@ import (
 	b64 "encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -57,7 +58,13 @@ func (n *Node) send(network string, b []byte, timeout time.Duration) (*dns.Msg, 
 		return nil, err
 	}
 	m := new(dns.Msg)
-	return m, m.Unpack(in[:got])
+	if err := m.Unpack(in[:got]); err != nil {
+		return nil, err
+	}
+	if !m.Response {
+		return nil, errors.New("a message that is no reply")
+	}
+	return m, nil
 }
 
 // Values gives the TXT values at a name, over TCP.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -120,20 +121,35 @@ func New(t testing.TB, env ...string) *Node {
 	return n
 }
 
-// freePort finds a port that is free for TCP and UDP. Somebody else may take it before it is used; ports above the ephemeral range's
-// choice are not handed out twice in a row by the system, which makes that rare, and a start that fails for it is tried again.
+// Ports of test nodes lie below those that Linux gives to sockets which ask for none (32768 on, ip_local_port_range(7)). A node that was
+// killed leaves its port for a moment, and one of those would be a client's: the node could not come back, or, worse, a datagram to it
+// would come back to its sender, which looks like a reply.
+const portMin, portMax = 15000, 32000
+
+var (
+	portsMu sync.Mutex
+	ports   = map[int]bool{} // handed out by this process
+)
+
+// freePort finds a port that is free for TCP and UDP.
 func freePort(t testing.TB) int {
 	t.Helper()
-	for range 50 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	portsMu.Lock()
+	defer portsMu.Unlock()
+	for range 1000 {
+		port := portMin + rand.IntN(portMax-portMin)
+		if ports[port] {
+			continue
 		}
-		port := l.Addr().(*net.TCPAddr).Port
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
 		u, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
 		l.Close()
 		if err == nil {
 			u.Close()
+			ports[port] = true
 			return port
 		}
 	}
