@@ -260,7 +260,7 @@ func planeEnviron(environ []string) []string {
 	var kept []string
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
-		if !strings.HasPrefix(name, "DMP_") || name == "DMP_TEST_CLOCK" || name == "DMP_KILLPOINT" {
+		if !strings.HasPrefix(name, "DMP_") || name == "DMP_TEST_CLOCK" || strings.HasPrefix(name, "DMP_KILLPOINT") {
 			kept = append(kept, e)
 		}
 	}

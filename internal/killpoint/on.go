@@ -11,13 +11,14 @@ import (
 )
 
 var (
-	at   string
-	left atomic.Int64
+	at    string
+	armed string
+	left  atomic.Int64
 )
 
 func init() {
 	name, n, ok := strings.Cut(os.Getenv("DMP_KILLPOINT"), ":")
-	at = name
+	at, armed = name, os.Getenv("DMP_KILLPOINT_ARMED")
 	left.Store(1)
 	if ok {
 		if k, err := strconv.ParseInt(n, 10, 64); err == nil {
@@ -28,7 +29,15 @@ func init() {
 
 // Hit ends the process here, as kill -9 would, if this is the step and the hit that was asked for.
 func Hit(name string) {
-	if name == at && left.Add(-1) == 0 {
+	if name != at {
+		return
+	}
+	if armed != "" {
+		if _, err := os.Stat(armed); err != nil {
+			return
+		}
+	}
+	if left.Add(-1) == 0 {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}

@@ -200,7 +200,14 @@ func (n *Node) Run() *Node {
 // Healthy waits until the node says that it is.
 func (n *Node) Healthy() {
 	n.T.Helper()
-	n.Eventually("the node is healthy", func() bool { return n.Status("/health") == 200 })
+	var status int
+	var said string
+	for end := time.Now().Add(Limit); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if status, said = n.Get("/health"); status == 200 {
+			return
+		}
+	}
+	n.T.Fatalf("/health still says %d %s\n%s", status, said, n.Log())
 }
 
 // Limit ends a test that fails; nothing waits that long otherwise.
@@ -235,14 +242,23 @@ func (n *Node) Log() string {
 
 // Status asks for a path and gives the status, 0 if there is no answer.
 func (n *Node) Status(path string) int {
+	status, _ := n.Get(path)
+	return status
+}
+
+// Get asks for a path and gives status and body, or 0 and the error.
+func (n *Node) Get(path string) (status int, body string) {
 	c := http.Client{Timeout: 5 * time.Second}
 	r, err := c.Get(n.HTTP + path)
 	if err != nil {
-		return 0
+		return 0, err.Error()
 	}
-	io.Copy(io.Discard, r.Body)
-	r.Body.Close()
-	return r.StatusCode
+	defer r.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	if err != nil {
+		return 0, err.Error()
+	}
+	return r.StatusCode, string(b)
 }
 
 // Post posts a record with the operator's token: the status, 0 if there was no answer.
