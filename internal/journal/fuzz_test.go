@@ -15,18 +15,18 @@ import (
 
 // FuzzFrame: what reads as a frame is written again as the same bytes, and a frame with one byte more or less of payload is another.
 func FuzzFrame(f *testing.F) {
-	f.Add(appendFrame(nil, 1, 0, []byte("payload")))
-	f.Add(appendFrame(appendFrame(nil, 7, 6, nil), 8, 7, bytes.Repeat([]byte{0}, 100)))
+	f.Add(appendFrame(nil, 0, 1, 0, []byte("payload")))
+	f.Add(appendFrame(appendFrame(nil, 0, 7, 6, nil), 0, 8, 7, bytes.Repeat([]byte{0}, 100)))
 	f.Add(make([]byte, 64))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		lsn, synced, payload, size := readFrame(b)
+		lsn, synced, payload, size := readFrame(b, 0)
 		if size == 0 {
 			if payload != nil || lsn != 0 || synced != 0 {
 				t.Fatal("an error that gives something")
 			}
 			return
 		}
-		again := appendFrame(nil, lsn, synced, payload)
+		again := appendFrame(nil, 0, lsn, synced, payload)
 		if len(again) != size || !bytes.Equal(again[:frameHeader+len(payload)], b[:frameHeader+len(payload)]) {
 			t.Fatalf("%x reads as a frame that is written as %x", b[:size], again)
 		}

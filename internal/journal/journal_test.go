@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -82,7 +83,8 @@ func TestReopen(t *testing.T) {
 }
 
 // TestSimulation: whatever a crash leaves of what was not synced, every acknowledged frame is there, in order, and nothing that was
-// not appended.
+// not appended. A life of the writer ends at any of its operations on the file system, also within recovery, by a kill (the
+// system keeps what was written) or a power cut. What was dropped stays dropped after a kill, and once a later group counts.
 func TestSimulation(t *testing.T) {
 	for seed := range uint64(1000) {
 		simulate(t, seed)
@@ -95,85 +97,113 @@ func TestSimulation(t *testing.T) {
 func simulate(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	fs := vfstest.New(seed)
-	appended := map[uint64]string{} // in this epoch, also what was not acknowledged
+	fs.MapRoom = 64 << 10
+	appended := map[uint64]string{} // what was last appended at an lsn of this epoch
 	acked := map[uint64]string{}
+	dropped := map[string]bool{} // payloads, which are unlike each other
 	var epoch [16]byte
-	for life := range 4 {
-		o := Options{FS: fs, Dir: "d", Name: "rows", SegmentMax: 8192 + int64(rng.IntN(3))*4096}
-		w, got, err := collect(o, 0)
-		if err != nil {
-			t.Errorf("life %d: %v", life, err)
-			return
+	cut := false // there was a power cut since the log was last open
+	for life := range 5 {
+		left := 5 + rng.IntN(250) // operations until the end of this life
+		if life == 4 {
+			left = 1 << 30
 		}
-		for lsn, p := range acked {
-			if got[lsn] != p {
-				t.Errorf("life %d: acknowledged frame %d is %q", life, lsn, got[lsn])
-			}
-		}
-		for lsn, p := range got {
-			if appended[lsn] != p {
-				t.Errorf("life %d: frame %d was never appended so", life, lsn)
-			}
-			acked[lsn] = p // durable by now, since the new segment says so
-		}
-		if life > 0 && w.Epoch() != epoch {
-			t.Errorf("life %d: a new epoch without loss", life)
-		}
-		epoch = w.Epoch()
+		flaky := rng.IntN(2) == 0
 		fs.Fault = func(op, name string) error {
-			if rng.IntN(60) == 0 && op != "open" && op != "map" {
+			left--
+			if left < 0 {
+				return errEnded
+			}
+			if left < 1<<20 && flaky && rng.IntN(60) == 0 && (op == "write" || op == "sync" || op == "allocate") {
 				return syscall.EIO
 			}
 			return nil
 		}
-		for range rng.IntN(40) {
-			group := map[uint64]string{}
-			failed := false
-			for range 1 + rng.IntN(3) {
-				p := strings.Repeat("abcdefg", rng.IntN(200)) + fmt.Sprint(rng.Uint32())
-				lsn, err := w.Append([]byte(p))
-				if err != nil {
-					failed = true
-					break
-				}
-				if _, twice := appended[lsn]; twice && appended[lsn] != p {
-					if _, was := acked[lsn]; was {
-						t.Errorf("life %d: lsn %d given out twice", life, lsn)
-					}
-				}
-				appended[lsn] = p
-				group[lsn] = p
-			}
-			if failed {
-				// What was appended before the failure is dropped with its group, unless Append's own sync had it.
-				for lsn, p := range group {
-					if lsn <= w.Committed() {
-						acked[lsn] = p
-					}
+		o := Options{FS: fs, Dir: "d", Name: "rows", SegmentMax: 8192 + int64(rng.IntN(3))*4096}
+		w, got, err := collect(o, 0)
+		if err != nil {
+			if errors.Is(err, errEnded) || errors.Is(err, syscall.EIO) {
+				if rng.IntN(2) == 0 {
+					fs, cut = fs.Crash(), true
 				}
 				continue
 			}
-			if rng.IntN(10) == 0 {
-				break // crash with a group that waits
+			t.Errorf("life %d: %v", life, err)
+			return
+		}
+		var top uint64
+		for lsn, p := range acked {
+			top = max(top, lsn)
+			if got[lsn] != p {
+				t.Errorf("life %d: acknowledged frame %d is %.40q", life, lsn, got[lsn])
 			}
-			if err := w.Sync(); err == nil {
-				for lsn, p := range group {
+		}
+		for lsn, p := range got {
+			if appended[lsn] != p {
+				t.Errorf("life %d: frame %d was never appended so: %.40q", life, lsn, p)
+			}
+			if dropped[p] && (!cut || lsn < top) {
+				t.Errorf("life %d: frame %d had been dropped", life, lsn)
+			}
+			delete(dropped, p) // the power was cut while it was dropped, and it counts after all
+			acked[lsn] = p     // durable by now, since the new segment says so
+		}
+		if epoch != [16]byte{} && w.Epoch() != epoch {
+			t.Errorf("life %d: a new epoch without loss", life)
+		}
+		epoch, cut = w.Epoch(), false
+		var waiting map[uint64]string
+		for range rng.IntN(60) {
+			group := map[uint64]string{}
+			var failed error
+			for range 1 + rng.IntN(3) {
+				p := fmt.Sprint(rng.Uint64()) + strings.Repeat("abcdefg", rng.IntN(200))
+				lsn, err := w.Append([]byte(p))
+				if err != nil {
+					failed = err
+					break
+				}
+				if _, was := acked[lsn]; was {
+					t.Errorf("life %d: lsn %d given out twice", life, lsn)
+				}
+				appended[lsn], group[lsn] = p, p
+			}
+			if failed == nil && rng.IntN(30) == 0 {
+				waiting = group
+				break // the end comes while a group waits
+			}
+			if failed == nil {
+				failed = w.Sync()
+			}
+			if failed != nil && !errors.Is(failed, ErrDropped) {
+				t.Errorf("life %d: %v", life, failed)
+			}
+			for lsn, p := range group {
+				if failed == nil {
 					acked[lsn] = p
+				} else {
+					dropped[p] = true
 				}
 			}
 			if rng.IntN(8) == 0 {
 				_ = w.Seal() // as before a snapshot; it may fail, and what follows must not be lost for it
 			}
-		}
-		fs.Fault = nil
-		if rng.IntN(5) == 0 {
-			if err := w.Close(); err != nil && !errors.Is(err, ErrDropped) {
-				t.Errorf("life %d: close: %v", life, err)
+			if left < 0 {
+				break
 			}
 		}
-		fs = fs.Crash()
+		if rng.IntN(5) == 0 {
+			if err := w.Close(); err == nil {
+				maps.Copy(acked, waiting)
+			}
+		}
+		if rng.IntN(2) == 0 {
+			fs, cut = fs.Crash(), true
+		}
 	}
 }
+
+var errEnded = errors.New("the machine stops here")
 
 // TestDamage: a flipped bit in what was durable is reported with file and offset, or it lies where no frame is.
 func TestDamage(t *testing.T) {
@@ -242,7 +272,7 @@ func TestCutIsRevealed(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			dir := t.TempDir()
-			w, _, err := collect(Options{Dir: dir, Name: "rows"}, 0)
+			w, _, err := collect(Options{Dir: dir, Name: "rows", Durability: x.durable}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -332,6 +362,110 @@ func TestFailedSyncDropsTheGroup(t *testing.T) {
 	_, got, err := collect(o, 0)
 	if err != nil || len(got) != 2 || got[1] != "kept" || got[lsn] != "after" {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// TestDroppedStaysDropped: the process is killed between a failed sync and the next segment. The frames lie in the file, whole.
+func TestDroppedStaysDropped(t *testing.T) {
+	fs := vfstest.New(5)
+	o := Options{FS: fs, Dir: "d", Name: "rows"}
+	w, _, err := collect(o, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, w, "kept")
+	fs.Fault = func(op, _ string) error {
+		if op == "sync" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	lsn, err := w.Append([]byte("lost"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Sync(); !errors.Is(err, ErrDropped) {
+		t.Fatal(err)
+	}
+	fs.Fault = nil
+	w, got, err := collect(o, 0)
+	if err != nil || len(got) != 1 || w.Next() <= lsn {
+		t.Errorf("%v, %v, goes on at %d", got, err, w.Next())
+	}
+}
+
+// TestKillThenPowerCut: frames that a killed process had not synced are synced by the next one before its segment builds on them.
+func TestKillThenPowerCut(t *testing.T) {
+	for ops := 1; ; ops++ {
+		fs := vfstest.New(uint64(ops))
+		o := Options{FS: fs, Dir: "d", Name: "rows"}
+		w, _, err := collect(o, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, w, "one")
+		if _, err := w.Append([]byte("two")); err != nil {
+			t.Fatal(err)
+		}
+		left := ops
+		fs.Fault = func(string, string) error {
+			if left--; left < 0 {
+				return errEnded
+			}
+			return nil
+		}
+		_, _, ended := collect(o, 0)
+		o.FS = fs.Crash()
+		if _, got, err := collect(o, 0); err != nil || got[1] != "one" || ended == nil && got[2] != "two" {
+			t.Errorf("power cut after %d operations: %v, %v", ops, got, err)
+		}
+		if ended == nil {
+			return
+		}
+	}
+}
+
+// TestOpenReaderBesideWriter: whatever the writer is about, a reader that opens finds a log it can read.
+func TestOpenReaderBesideWriter(t *testing.T) {
+	dir := t.TempDir()
+	w, _, err := collect(Options{Dir: dir, Name: "rows", SegmentMax: headerSize + 1}, 0) // a segment for each frame
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		for range 300 {
+			_, err := w.Append([]byte("x"))
+			if err == nil {
+				err = w.Sync()
+			}
+			if err == nil {
+				err = w.Drop(w.Committed())
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- w.Close()
+	}()
+	for {
+		r, err := OpenReader(vfs.OS, dir, "rows", w.Committed()+1)
+		if err == nil {
+			_, _, _, err = r.Next()
+			r.Close()
+		}
+		if err != nil && !errors.Is(err, ErrGone) {
+			t.Errorf("a reader beside the writer: %v", err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/vfs"
 )
 
@@ -45,6 +46,11 @@ const (
 	offTaken  = 136
 	offBell   = 256
 
+	// futex(2) operations, not private: the other side is another process.
+	futexWait = 0
+	futexWake = 1
+	everybody = 1<<31 - 1
+
 	// BeatEvery is how often a plane beats, and BeatLost how old a beat may be before the plane counts as away.
 	BeatEvery = 500 * time.Millisecond
 	BeatLost  = 2 * time.Second
@@ -72,7 +78,7 @@ func CreateLive(fs vfs.FS, path, build string) (*Live, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("journal: %s cannot be made: %w", temporary, err)
+		return nil, fmt.Errorf("journal: live page: %w", err)
 	}
 	b := l.page.Bytes()
 	copy(b, liveMagic)
@@ -170,19 +176,20 @@ func (l *Live) Bell() uint32 { return atomic.LoadUint32(l.bell()) }
 // Ring wakes whoever waits on this page. The owner rings after what it wants seen is visible.
 func (l *Live) Ring() {
 	atomic.AddUint32(l.bell(), 1)
-	// FUTEX_WAKE, not private: the waiters are other processes.
-	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(l.bell())), 1, 1<<30, 0, 0, 0)
+	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(l.bell())), futexWake, everybody, 0, 0, 0)
 }
 
 // Wait returns when the bell was rung since seen was read, or after the timeout.
 func (l *Live) Wait(seen uint32, timeout time.Duration) {
-	ts := unix.NsecToTimespec(int64(timeout))
+	deadline := clock.Mono() + int64(timeout)
 	for atomic.LoadUint32(l.bell()) == seen {
-		// FUTEX_WAIT with a relative timeout, on the monotonic clock.
-		_, _, errno := unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(l.bell())), 0, uintptr(seen), uintptr(unsafe.Pointer(&ts)), 0, 0)
-		if errno != unix.EINTR {
+		left := deadline - clock.Mono()
+		if left <= 0 {
 			return
 		}
+		ts := unix.NsecToTimespec(left)
+		// FUTEX_WAIT takes a time from now, on the monotonic clock. It ends on a signal too; then the bell is looked at again.
+		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(l.bell())), futexWait, uintptr(seen), uintptr(unsafe.Pointer(&ts)), 0, 0)
 	}
 }
 

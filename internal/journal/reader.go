@@ -15,14 +15,13 @@ type Reader struct {
 	fs        vfs.FS
 	dir, name string
 
-	file  vfs.File
-	page  vfs.Mapping // header
-	body  vfs.Mapping // the whole file as far as it was mapped
-	h     header
-	off   int64
-	want  uint64 // lsn of the frame at off
-	from  uint64 // frames below are passed over
-	ended bool   // the writer sealed this segment, and all of it was read
+	file vfs.File
+	page vfs.Mapping // header
+	body vfs.Mapping // the whole file as far as it was mapped
+	h    header
+	off  int64
+	want uint64 // lsn of the frame at off
+	from uint64 // frames below are passed over
 }
 
 // OpenReader stands before lsn from; 0 is the oldest there is. A log without segments is os.ErrNotExist.
@@ -62,12 +61,13 @@ func (r *Reader) open(first uint64) error {
 		return fmt.Errorf("journal: %w", err)
 	}
 	size, err := f.Size()
-	if err == nil && size < headerSize {
-		err = ErrGone // being made at this moment
-	}
 	if err != nil {
 		f.Close()
-		return err
+		return fmt.Errorf("journal: %w", err)
+	}
+	if size < headerSize {
+		f.Close()
+		return &CorruptError{path, size, "it ends within its header"}
 	}
 	page, err := f.Map(0, headerSize, false)
 	if err != nil {
@@ -82,7 +82,7 @@ func (r *Reader) open(first uint64) error {
 	}
 	r.closeSegment()
 	r.file, r.page, r.h = f, page, h
-	r.off, r.want, r.ended = headerSize, h.first, false
+	r.off, r.want = headerSize, h.first
 	return nil
 }
 
@@ -99,16 +99,16 @@ func (r *Reader) Position() uint64 { return max(r.want, r.from) }
 // Behind says whether there may be something to read: a frame, or another segment.
 func (r *Reader) Behind() bool {
 	b := r.page.Bytes()
-	return int64(word(b, offEnd).Load()) > r.off || word(b, offSealed).Load() != open
+	return int64(word(b, offEnd).Load()) > r.off || word(b, offNext).Load() != 0
 }
 
 // Next gives the next frame; ok is false when there is none yet. The payload is valid until the next call. ErrGone: the frames
-// were unlinked; ErrEpoch: the writer began a new epoch behind what was read, open anew.
+// were unlinked, take the snapshot; ErrEpoch: the writer began a new epoch, and the next call gives its first frame.
 func (r *Reader) Next() (lsn uint64, payload []byte, ok bool, err error) {
 	for {
-		// `sealed` before `end`: a segment that is sealed grows no more.
+		// `next` before `end`: a segment with another one behind it grows no more.
 		b := r.page.Bytes()
-		isSealed := word(b, offSealed).Load() != open
+		next := word(b, offNext).Load()
 		end := int64(word(b, offEnd).Load())
 		if r.off < end {
 			lsn, payload, err = r.frame(end)
@@ -117,12 +117,12 @@ func (r *Reader) Next() (lsn uint64, payload []byte, ok bool, err error) {
 			}
 			continue
 		}
-		if !isSealed {
+		if next == 0 {
 			return 0, nil, false, nil
 		}
 		epoch := r.h.epoch
 		last := word(b, offCommitted).Load()
-		if err := r.open(word(b, offNext).Load()); err != nil {
+		if err := r.open(next); err != nil {
 			return 0, nil, false, err
 		}
 		if r.h.epoch != epoch {
@@ -142,7 +142,7 @@ func (r *Reader) frame(end int64) (uint64, []byte, error) {
 			return 0, nil, err
 		}
 	}
-	lsn, _, payload, size := readFrame(r.body.Bytes()[r.off:end])
+	lsn, _, payload, size := readFrame(r.body.Bytes()[r.off:end], r.h.seed)
 	if size == 0 || lsn != r.want {
 		return 0, nil, &CorruptError{path, r.off, "a bad frame, although the header says that it is committed"}
 	}

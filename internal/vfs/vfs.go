@@ -116,6 +116,9 @@ func (f osFile) Size() (int64, error) {
 
 func (f osFile) Allocate(size int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+	for err == unix.EINTR { // tmpfs gives up for the runtime's own signals
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	}
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		// A file system without it: write zeros, from the present end on.
 		var at int64

@@ -31,6 +31,8 @@ type Sim struct {
 	Fault func(op, name string) error
 	// FreeBytes is what Free tells; 0 is a terabyte.
 	FreeBytes int64
+	// MapRoom is how large a file that somebody maps writable may become (1 MiB): its memory must not move.
+	MapRoom int
 }
 
 type dir struct {
@@ -98,7 +100,7 @@ func (s *Sim) OpenFile(name string, flag int, _ os.FileMode) (vfs.File, error) {
 	case n != nil && flag&os.O_EXCL != 0:
 		return nil, &os.PathError{Op: "open", Path: name, Err: os.ErrExist}
 	case n == nil:
-		n = &node{buf: make([]byte, 0, 64<<10)}
+		n = &node{buf: make([]byte, 0, 16<<10)}
 		d.change(func(m map[string]*node) { m[base] = n })
 	}
 	if flag&os.O_TRUNC != 0 {
@@ -183,6 +185,7 @@ func (s *Sim) Crash() *Sim {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := New(s.rng.Uint64())
+	next.MapRoom = s.MapRoom
 	torn := map[*node]*node{}
 	for _, name := range slices.Sorted(maps.Keys(s.dirs)) {
 		d := s.dirs[name]
@@ -207,7 +210,7 @@ func (s *Sim) Crash() *Sim {
 func (n *node) crash(rng *rand.Rand) *node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	buf := make([]byte, len(n.durable), max(64<<10, cap(n.buf)))
+	buf := make([]byte, len(n.durable), max(16<<10, len(n.durable), len(n.buf)))
 	copy(buf, n.durable)
 	put := func(off int64, data []byte) {
 		if end := int(off) + len(data); end > len(buf) {
@@ -350,9 +353,12 @@ func (f *file) Map(off int64, n int, writable bool) (vfs.Mapping, error) {
 	if off+int64(n) > int64(len(f.n.buf)) {
 		return nil, fmt.Errorf("vfstest: %s: mapping beyond the end would be a SIGBUS", f.name)
 	}
-	// A mapping must not move: from now on the file may grow to fileCap in place.
-	if len(f.n.mapped) == 0 && writable && cap(f.n.buf) < simMapped {
-		buf := make([]byte, len(f.n.buf), simMapped)
+	room := f.s.MapRoom
+	if room == 0 {
+		room = 1 << 20
+	}
+	if len(f.n.mapped) == 0 && writable && cap(f.n.buf) < room {
+		buf := make([]byte, len(f.n.buf), room)
 		copy(buf, f.n.buf)
 		f.n.buf = buf
 	}
@@ -361,9 +367,6 @@ func (f *file) Map(off int64, n int, writable bool) (vfs.Mapping, error) {
 	}
 	return mapping(f.n.buf[off : off+int64(n) : off+int64(n)]), nil
 }
-
-// simMapped is the room of a file that somebody maps writable.
-const simMapped = 1 << 20
 
 type mapping []byte
 
