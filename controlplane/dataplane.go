@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -185,7 +186,9 @@ func (q *requests) wait(ctx context.Context, epoch [16]byte, lsn uint64) (snapsh
 			if o, ok := q.lastWord(epoch, lsn); ok {
 				return o, nil
 			}
-			return o, errAway
+			if !q.leftBehind(epoch, lsn) {
+				return o, errAway
+			}
 		}
 		if time.Since(start) > unknownAfter {
 			return o, errUnknown
@@ -208,6 +211,32 @@ func (q *requests) lastWord(epoch [16]byte, lsn uint64) (snapshot.Outcome, bool)
 	}
 	o, ok, _ := q.tail.outcome(epoch, lsn)
 	return o, ok && o.Code != record.CodeVoid
+}
+
+// leftBehind says whether the outcome may lie behind what is committed: the dead one wrote it and could not commit it. The next data
+// plane finds it there after a kill, and perhaps not after a power cut. So nobody knows until there is one.
+func (q *requests) leftBehind(epoch [16]byte, lsn uint64) bool {
+	position, _, _, _ := q.tail.position()
+	found := false
+	err := journal.Scan(vfs.OS, q.dataDir, "rows", position+1, func(_ uint64, payload []byte) error {
+		here, ofEpoch := false, false
+		err := record.ReadFrame(payload, func(_ int64, e *record.Entry) error {
+			switch e.Kind {
+			case record.KindOutcome:
+				here = here || e.LSN == lsn && e.Code != record.CodeVoid
+			case record.KindTaken:
+				ofEpoch = e.RequestsEpoch == epoch
+			}
+			return nil
+		})
+		found = found || here && ofEpoch
+		return err
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		q.log.Warn("what the data plane left in its log cannot be read", "err", err)
+		return true
+	}
+	return found
 }
 
 // Taken waits until the data plane has taken the state log up to lsn (auth.Taker). With lsn 0 it only says whether there is a data plane.

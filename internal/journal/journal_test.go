@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -587,6 +588,39 @@ func TestReader(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 	w.Close()
+}
+
+// Scan also gives what a writer that is gone had written and not committed.
+func TestScan(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Name: "rows", SegmentMax: 8192}
+	w, _, err := collect(o, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var want []string
+	for i := range 20 { // some segments
+		p := fmt.Sprint(i, strings.Repeat("x", 1000))
+		mustAppend(t, w, p)
+		want = append(want, p)
+	}
+	if _, err := w.Append([]byte("not committed")); err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, "not committed")
+	for _, from := range []uint64{1, 7, 20, 21, 22} {
+		var got []string
+		err := Scan(vfs.OS, o.Dir, o.Name, from, func(lsn uint64, payload []byte) error {
+			if lsn != from+uint64(len(got)) {
+				t.Errorf("from %d: lsn %d after %d frames", from, lsn, len(got))
+			}
+			got = append(got, string(payload))
+			return nil
+		})
+		if err != nil || !slices.Equal(got, want[from-1:]) {
+			t.Errorf("from %d: %d frames, %v", from, len(got), err)
+		}
+	}
 }
 
 func TestForeignFiles(t *testing.T) {

@@ -134,6 +134,51 @@ func (r *Reader) Next() (lsn uint64, payload []byte, ok bool, err error) {
 	}
 }
 
+// Scan gives the frames from lsn from on, also those behind what is committed: what a writer that is gone may have left, and the next
+// one will find. It is for the moment when nobody writes; beside a writer it may end early. What fn is given is valid until it returns.
+func Scan(fs vfs.FS, dir, name string, from uint64, fn func(lsn uint64, payload []byte) error) error {
+	r, err := OpenReader(fs, dir, name, from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for {
+		lsn, payload, ok, err := r.Next()
+		if errors.Is(err, ErrEpoch) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		if err := fn(lsn, payload); err != nil {
+			return err
+		}
+	}
+	if word(r.page.Bytes(), offSealed).Load() == sealedBad {
+		return nil // a group whose sync failed never counts
+	}
+	if err := r.remap(segmentPath(dir, name, r.h.first), r.off); err != nil {
+		return err
+	}
+	for {
+		lsn, _, payload, size := readFrame(r.body.Bytes()[r.off:], r.h.seed)
+		if size == 0 || lsn != r.want {
+			return nil
+		}
+		r.off += int64(size)
+		r.want++
+		if lsn < from {
+			continue
+		}
+		if err := fn(lsn, payload); err != nil {
+			return err
+		}
+	}
+}
+
 // frame reads the frame at off, which must end at or before end.
 func (r *Reader) frame(end int64) (uint64, []byte, error) {
 	path := segmentPath(r.dir, r.name, r.h.first)

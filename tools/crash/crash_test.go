@@ -356,6 +356,36 @@ func TestVoid(t *testing.T) {
 	}
 }
 
+// TestWrittenNotCommitted: the DNS process dies with an outcome in its log that is not committed. The next one finds it there, so nobody may be
+// told meanwhile that it did not happen.
+func TestWrittenNotCommitted(t *testing.T) {
+	t.Parallel()
+	n := node.New(t)
+	armed := filepath.Join(t.TempDir(), "armed")
+	n.StartData("DMP_KILLPOINT=rows-appended", "DMP_KILLPOINT_ARMED="+armed)
+	n.StartControl()
+	n.Healthy()
+	if err := os.WriteFile(armed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	status := make(chan int, 1)
+	go func() { status <- n.Post("p."+node.Zone, "posted") }()
+	if code, ok := n.Data.Wait(node.Limit); !ok || code != -1 {
+		t.Fatalf("was not killed: code %d, ended %v\n%s", code, ok, n.Log())
+	}
+	time.Sleep(4 * time.Second) // longer than the HTTP process takes to give a request up
+	n.StartData()
+	got := <-status
+	n.Healthy()
+	p, err := n.Values("p." + node.Zone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got == 503 && len(p) != 0 || got == 201 && len(p) != 1 || got != 503 && got != 201 && got != 504 {
+		t.Errorf("the post got %d and left %q", got, p)
+	}
+}
+
 // TestOnePlaneAway: while one is down, the other keeps its promise.
 func TestOnePlaneAway(t *testing.T) {
 	t.Parallel()
