@@ -59,7 +59,7 @@ type Server struct {
 	state     *auth.State
 	audit     *auth.Audit
 	registrar *auth.Registrar
-	tls       *certificate // nil: plain HTTP
+	tls       certificates // nil: plain HTTP
 
 	http      *http.Server
 	listeners []net.Listener
@@ -104,10 +104,8 @@ func (s *Server) start(c *config.Config) error {
 	if s.lock, err = journal.Lock(filepath.Join(s.controlDir, "lock")); err != nil {
 		return fmt.Errorf("%w: %w", ErrCannotRun, err)
 	}
-	if c.String("TLS_CERT") != "" {
-		if s.tls, err = loadCertificate(c.String("TLS_CERT"), c.String("TLS_KEY"), s.log); err != nil {
-			return fmt.Errorf("%w: %w", ErrCannotRun, err)
-		}
+	if s.tls, err = openCertificates(c, s.controlDir, s.log); err != nil {
+		return fmt.Errorf("%w: %w", ErrCannotRun, err)
 	}
 	if s.listeners, err = listen(c, s.tls); err != nil {
 		return fmt.Errorf("%w: %w", ErrCannotRun, err)
@@ -181,7 +179,7 @@ func (t taker) Taken(ctx context.Context, lsn uint64) error {
 	return t.s.requests.taken(ctx, t.s.state.Epoch(), lsn)
 }
 
-func listen(c *config.Config, cert *certificate) (ls []net.Listener, err error) {
+func listen(c *config.Config, cert certificates) (ls []net.Listener, err error) {
 	port := strconv.FormatInt(c.Int("HTTP_PORT"), 10)
 	limit := newConnLimit(int(c.Int("HTTP_MAX_CONNECTIONS")))
 	for _, host := range c.List("HTTP_HOST") {
@@ -231,6 +229,9 @@ func (s *Server) serve() {
 				s.failed <- err
 			}
 		}()
+	}
+	if i, ok := s.tls.(*issued); ok {
+		i.serve()
 	}
 }
 
@@ -286,8 +287,8 @@ func (s *Server) setConfig(c *config.Config) {
 // Reload takes a configuration over, as far as it can without a restart, and reads the certificate again.
 func (s *Server) Reload(c *config.Config) error {
 	s.setConfig(c)
-	if s.tls != nil {
-		return s.tls.load()
+	if files, ok := s.tls.(*certificate); ok {
+		return files.load()
 	}
 	return nil
 }

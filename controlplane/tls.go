@@ -11,8 +11,34 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/logging"
 )
+
+// certificates is where the node's certificate comes from: files, or an ACME server.
+type certificates interface {
+	config() *tls.Config
+	close()
+}
+
+// openCertificates gives nil if the node speaks plain HTTP.
+func openCertificates(c *config.Config, dir string, log *logging.Logger) (certificates, error) {
+	switch {
+	case c.String("TLS_CERT") != "":
+		files, err := loadCertificate(c.String("TLS_CERT"), c.String("TLS_KEY"), log)
+		if err != nil {
+			return nil, err
+		}
+		return files, nil
+	case len(c.List("ACME_DOMAINS")) > 0:
+		i, err := openIssued(c, dir, log)
+		if err != nil {
+			return nil, err
+		}
+		return i, nil
+	}
+	return nil, nil
+}
 
 // certificate is the node's, read again when its files change or on SIGHUP. Connections that are open keep what they began with.
 type certificate struct {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -110,6 +111,7 @@ func (c *Config) checkHTTP(warnings, errs *Problems) {
 	if (c.String("TLS_CERT") == "") != (c.String("TLS_KEY") == "") {
 		errs.add("TLS_CERT", c.String("TLS_CERT"), "needs DMP_TLS_KEY, and the other way round", "Set both or neither")
 	}
+	c.checkACME(warnings, errs)
 	if c.Bool("REGISTRATION_ENABLED") {
 		if c.AuthMode() != "multi-tenant" {
 			warnings.add("REGISTRATION_ENABLED", "1", "has no effect unless DMP_AUTH_MODE=multi-tenant", "")
@@ -123,6 +125,39 @@ func (c *Config) checkHTTP(warnings, errs *Problems) {
 	}
 	if c.Bool("HEARTBEAT_ENABLED") && (c.String("HEARTBEAT_SELF_ENDPOINT") == "" || c.String("HEARTBEAT_OPERATOR_KEY_PATH") == "") {
 		warnings.add("HEARTBEAT_ENABLED", "1", "has no effect without DMP_HEARTBEAT_SELF_ENDPOINT and DMP_HEARTBEAT_OPERATOR_KEY_PATH", "")
+	}
+}
+
+// acmeDomainsMax bounds ACME_DOMAINS: each is a certificate of its own, and Let's Encrypt issues 50 a week for a registered domain.
+const acmeDomainsMax = 20
+
+func (c *Config) checkACME(warnings, errs *Problems) {
+	domains := c.List("ACME_DOMAINS")
+	if len(domains) == 0 {
+		for _, name := range []string{"ACME_EMAIL", "ACME_CA_ROOT"} {
+			if c.String(name) != "" {
+				warnings.add(name, c.String(name), "has no effect without DMP_ACME_DOMAINS", "")
+			}
+		}
+		return
+	}
+	if c.String("TLS_CERT") != "" {
+		errs.add("ACME_DOMAINS", strings.Join(domains, ","), "and DMP_TLS_CERT both say where the certificate comes from", "Set one of them")
+	}
+	if len(domains) > acmeDomainsMax {
+		errs.add("ACME_DOMAINS", fmt.Sprint(len(domains), " names"), fmt.Sprintf("at most %d", acmeDomainsMax), "Use DMP_TLS_CERT with a certificate of many names")
+	}
+	for _, d := range domains {
+		_, notIP := netip.ParseAddr(d)
+		if !isName(d) || !strings.Contains(d, ".") || notIP == nil {
+			errs.add("ACME_DOMAINS", d, "is no host name that an ACME server certifies", "Use a name like node.example.com, no address and no wildcard")
+		}
+	}
+	if u, err := url.Parse(c.String("ACME_CA")); err != nil || u.Scheme != "https" || u.Host == "" {
+		errs.add("ACME_CA", c.String("ACME_CA"), "is no https URL", "Use the directory URL that the ACME server's operator names")
+	}
+	if port := c.Int("HTTP_PORT"); port != 443 {
+		warnings.add("HTTP_PORT", fmt.Sprint(port), "is not 443, where the ACME server looks for this node", "Forward port 443 to it, or set DMP_HTTP_PORT=443")
 	}
 }
 

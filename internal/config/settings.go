@@ -111,6 +111,10 @@ var settings = []Setting{
 	{Name: "HTTP_MAX_CONNECTIONS", Kind: Int, Default: "16384", Min: 1, Max: 1 << 24, Plane: Control, Doc: "open HTTP connections"},
 	{Name: "TLS_CERT", Plane: Control, Doc: "certificate chain in PEM; with TLS_KEY the node speaks HTTPS itself"},
 	{Name: "TLS_KEY", Plane: Control, Doc: "private key of TLS_CERT in PEM"},
+	{Name: "ACME_DOMAINS", Kind: List, Plane: Control, Doc: "host names to get a certificate for from an ACME server (RFC 8555), in place of TLS_CERT; that server must reach this node's HTTPS at port 443"},
+	{Name: "ACME_EMAIL", Plane: Control, Doc: "address for the ACME account; unset: none"},
+	{Name: "ACME_CA", Default: "https://acme-v02.api.letsencrypt.org/directory", Plane: Control, Doc: "directory URL of the ACME server; its terms of service are accepted by setting ACME_DOMAINS"},
+	{Name: "ACME_CA_ROOT", Plane: Control, Doc: "PEM file with the roots that a private ACME server's own certificate is checked against"},
 	{Name: "TRUSTED_PROXIES", Kind: List, Plane: Control, Reload: true, Doc: "addresses or prefixes whose X-Forwarded-For is believed"},
 
 	// Registration.

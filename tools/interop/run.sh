@@ -4,7 +4,7 @@
 #
 #   make interop                              everything, against bin/dmpd
 #   tools/interop/run.sh --impl reference     the client's scenario against the reference node, as a control of the scenario itself
-#   tools/interop/run.sh --only tools         one part: scenario, tools, tls, import or conform
+#   tools/interop/run.sh --only tools         one part: scenario, tools, tls, acme, import or conform
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -12,15 +12,15 @@ impl=dmpd only=all keep=
 while [ $# -gt 0 ]; do
   case $1 in
     --impl) impl=${2:?--impl dmpd or reference}; shift 2 ;;
-    --only) only=${2:?--only scenario, tools, tls, import or conform}; shift 2 ;;
+    --only) only=${2:?--only scenario, tools, tls, acme, import or conform}; shift 2 ;;
     --keep) keep=--keep; shift ;; # leaves the nodes' folders and logs for a look
-    *) echo "usage: $0 [--impl dmpd|reference] [--only scenario|tools|tls|import|conform] [--keep]" >&2; exit 2 ;;
+    *) echo "usage: $0 [--impl dmpd|reference] [--only scenario|tools|tls|acme|import|conform] [--keep]" >&2; exit 2 ;;
   esac
 done
 
 # Debian packages: bind9-dnsutils, knot-dnsutils, knot, bind9, curl, python3-venv. .ci/run installs them.
 missing=
-for tool in dig kdig nsupdate knsupdate curl python3; do
+for tool in dig kdig nsupdate knsupdate curl openssl python3; do
   command -v "$tool" >/dev/null || missing="$missing $tool"
 done
 if [ "$impl" = dmpd ]; then
@@ -33,7 +33,7 @@ if [ "$impl" = dmpd ]; then
 fi
 if [ -n "$missing" ]; then
   echo "FAIL missing:$missing"
-  echo "Install them with: apt-get install bind9-dnsutils knot-dnsutils knot bind9 curl python3-venv"
+  echo "Install them with: apt-get install bind9-dnsutils knot-dnsutils knot bind9 curl openssl python3-venv"
   echo "0 passed, 1 failed"
   exit 1
 fi
@@ -97,6 +97,17 @@ if [ "$impl" = dmpd ]; then
   esac
   case $only in
     all | tls) part tls "$venv/bin/python" tools/interop/main.py --impl "$impl" $keep tls ;;
+  esac
+  case $only in
+    all | acme)
+      # Let's Encrypt's test server, a program beside us and no dependency of ours.
+      pebble=v2.10.3
+      if [ "$(go version -m .cache/pebble 2>/dev/null | awk '$1 == "mod" { print $3 }')" != "$pebble" ]; then
+        echo "installing pebble $pebble in .cache"
+        GOBIN=$PWD/.cache CGO_ENABLED=0 go install "github.com/letsencrypt/pebble/v2/cmd/pebble@$pebble" >.cache/pebble.log 2>&1 || { tail -5 .cache/pebble.log; echo "FAIL pebble cannot be installed"; failed=$((failed + 1)); }
+      fi
+      part acme "$venv/bin/python" tools/interop/main.py --impl "$impl" $keep acme
+      ;;
   esac
   case $only in
     all | import) part import "$venv/bin/python" tools/interop/main.py --impl "$impl" $keep import ;;
