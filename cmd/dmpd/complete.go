@@ -1,8 +1,12 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"io"
+	"maps"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -10,11 +14,11 @@ import (
 	"github.com/dnsmesh/dmpd/internal/config"
 )
 
-// Completion and the man page are made from the table of commands, so that they cannot fall behind it.
+// Completion and the manual pages are made from the table of commands, so that they cannot fall behind it.
 func init() {
 	register(
 		&command{name: "completion", args: "bash|zsh|fish", short: "Print a completion script for a shell", run: completion, example: "source <(dmpd completion bash)"},
-		&command{name: "man", args: "", short: "Print the manual page", run: man, example: "dmpd man > /usr/local/share/man/man1/dmpd.1"},
+		&command{name: "man", args: "[DIR]", short: "Print the manual page, or write one page a command into a folder", run: man, example: "dmpd man /usr/local/share/man/man1 && man dmpd-tsig-mint"},
 	)
 }
 
@@ -112,21 +116,77 @@ func roff(s string) string {
 }
 
 func man(i *invocation) error {
-	if _, err := i.parse(i.flags(), 0, 0); err != nil {
+	args, err := i.parse(i.flags(), 0, 1)
+	if err != nil {
 		return err
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, ".TH DMPD 1 \"\" \"dmpd %s\"\n.SH NAME\ndmpd \\- a DNS Mesh Protocol node\n.SH SYNOPSIS\n.B dmpd\n.I COMMAND\n[flags]\n.SH COMMANDS\n", roff(config.Version))
+	if len(args) == 0 {
+		_, err := io.WriteString(i.out, manualPage())
+		return err
+	}
+	pages := map[string]string{"dmpd.1": manualPage()}
 	for _, c := range commands {
-		fmt.Fprintf(&b, ".TP\n.B dmpd %s\n%s\n.br\n%s.\n", roff(c.name), roff(c.args), roff(c.short))
-		if c.long != "" {
-			fmt.Fprintf(&b, "%s\n", roff(c.long))
-		}
-		if c.example != "" {
-			fmt.Fprintf(&b, ".IP\n.nf\n%s\n.fi\n", roff(c.example))
+		pages[pageName(c)+".1"] = commandPage(c)
+	}
+	for _, name := range slices.Sorted(maps.Keys(pages)) {
+		if err := os.WriteFile(filepath.Join(args[0], name), []byte(pages[name]), 0o644); err != nil {
+			return fmt.Errorf("the pages cannot be written: %w. Make the folder first, or choose another", err)
 		}
 	}
-	fmt.Fprint(&b, ".SH SETTINGS\nEach is an environment variable, a key of the TOML file (lower case, without DMP_), and a flag of dmpd run.\n")
+	_, err = fmt.Fprintf(i.out, "%d pages in %s\n", len(pages), args[0])
+	return err
+}
+
+func pageName(c *command) string { return "dmpd-" + strings.ReplaceAll(c.name, " ", "-") }
+
+// flagsOf gives the flags of a command in order. It runs the command as --help does, which does nothing else.
+func flagsOf(c *command) (flags []*flag.Flag) {
+	_ = c.run(&invocation{command: c, args: []string{"--help"}, out: io.Discard, errOut: io.Discard, in: strings.NewReader(""), seen: func(f *flag.FlagSet) {
+		f.VisitAll(func(f *flag.Flag) { flags = append(flags, f) })
+	}})
+	return flags
+}
+
+func pageHead(b *strings.Builder, name, short string) {
+	fmt.Fprintf(b, ".TH %s 1 \"\" \"dmpd %s\" \"dmpd\"\n.SH NAME\n%s \\- %s\n", roff(strings.ToUpper(name)), roff(config.Version), roff(name), roff(short))
+}
+
+func commandPage(c *command) string {
+	var b strings.Builder
+	pageHead(&b, pageName(c), c.short)
+	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B dmpd %s\n%s\n", roff(c.name), roff(c.args))
+	if c.long != "" {
+		fmt.Fprintf(&b, ".SH DESCRIPTION\n%s\n", roff(c.long))
+	}
+	b.WriteString(".SH OPTIONS\n")
+	for _, f := range flagsOf(c) {
+		kind, usage := flag.UnquoteUsage(f)
+		fmt.Fprintf(&b, ".TP\n.B \\-\\-%s", roff(f.Name))
+		if kind != "" {
+			fmt.Fprintf(&b, " \\fI%s\\fP", roff(kind))
+		}
+		fmt.Fprintf(&b, "\n%s", roff(usage))
+		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" {
+			fmt.Fprintf(&b, " (default: %s)", roff(f.DefValue))
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString(".TP\n.B \\-\\-help\nprint this, shorter\n")
+	fmt.Fprintf(&b, ".SH EXAMPLES\n.nf\n%s\n.fi\n", roff(c.example))
+	fmt.Fprintf(&b, ".SH EXIT STATUS\n%s\n.SH SEE ALSO\n.BR dmpd (1)\n", exitStatus)
+	return b.String()
+}
+
+const exitStatus = "0 done; 1 tried and failed; 2 could not be tried."
+
+func manualPage() string {
+	var b strings.Builder
+	pageHead(&b, "dmpd", "a DNS Mesh Protocol node")
+	b.WriteString(".SH SYNOPSIS\n.B dmpd\n.I COMMAND\n[flags]\n.SH COMMANDS\n")
+	for _, c := range commands {
+		fmt.Fprintf(&b, ".TP\n.BR %s (1)\n%s\n", roff(pageName(c)), roff(c.short))
+	}
+	b.WriteString(".SH SETTINGS\nEach is an environment variable, a key of the TOML file (lower case, without DMP_), and a flag of dmpd run.\n")
 	for _, s := range config.Settings() {
 		fmt.Fprintf(&b, ".TP\n.B DMP_%s\n%s", roff(s.Name), roff(s.Doc))
 		if s.Default != "" {
@@ -134,7 +194,6 @@ func man(i *invocation) error {
 		}
 		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, ".SH EXIT STATUS\n0 done; 1 tried and failed; 2 could not be tried.\n")
-	_, err := io.WriteString(i.out, b.String())
-	return err
+	fmt.Fprintf(&b, ".SH EXIT STATUS\n%s\n", exitStatus)
+	return b.String()
 }

@@ -37,6 +37,7 @@ type invocation struct {
 	out    io.Writer
 	errOut io.Writer
 	in     io.Reader
+	seen   func(*flag.FlagSet) // set by whoever wants the flags of a command that is run with --help alone
 }
 
 // usageError is an error that ends with exitUsage.
@@ -137,6 +138,10 @@ func (i *invocation) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("dmpd "+i.name, flag.ContinueOnError)
 	f.SetOutput(i.errOut)
 	f.Usage = func() {
+		if i.seen != nil {
+			i.seen(f)
+			return
+		}
 		f.SetOutput(i.out)
 		i.help(i.out)
 		fmt.Fprintln(i.out, "\nFlags:")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -80,13 +81,38 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	page := dmpd(t, exitOK, "man")
 	for _, c := range commands {
 		contains(t, all, c.name, c.short)
-		contains(t, page, roff(c.name))
+		contains(t, page, roff(pageName(c)))
 		contains(t, script, fmt.Sprintf("%q", c.name))
 		text := dmpd(t, exitOK, append(strings.Fields(c.name), "--help")...)
 		contains(t, text, "Usage: dmpd "+c.name, "Example:")
 		dmpd(t, exitUsage, append(strings.Fields(c.name), "--no-such-flag")...)
 	}
 	dmpd(t, exitUsage, "frobnicate")
+
+	dir := t.TempDir()
+	dmpd(t, exitOK, "man", dir)
+	dmpd(t, exitFailed, "man", filepath.Join(dir, "no", "such"))
+	groff, err := exec.LookPath("groff")
+	if err != nil {
+		t.Log("SKIPPED in part: no groff to check the form of the pages with")
+	}
+	for _, c := range commands {
+		file := filepath.Join(dir, pageName(c)+".1")
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		contains(t, string(b), roff(c.short), roff(c.example))
+		// The flags that --help shows, which prints them with one hyphen.
+		for _, m := range regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(dmpd(t, exitOK, append(strings.Fields(c.name), "--help")...), -1) {
+			contains(t, string(b), `.B \-\-`+roff(m[1]))
+		}
+		if groff != "" {
+			if out, err := exec.Command(groff, "-man", "-ww", "-z", file).CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("%s: %v: %s", file, err, out)
+			}
+		}
+	}
 	if out, err := exec.Command("bash", "-n", "-c", script).CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
