@@ -47,9 +47,11 @@ func init() {
 	register(
 		&command{name: "backup", args: "FILE [--json]", short: "Write all records, keys and tokens to one file, while the node runs or not", run: backup,
 			long: "The file holds the secrets of TSIG keys. It must not be there yet.", example: "dmpd backup /var/backups/dmpd-$(date +%F).zst"},
-		&command{name: "restore", args: "FILE [--json]", short: "Make the state folder what a backup says; the node must be stopped", run: restore,
+		&command{name: "restore", args: "FILE [--revoked-in NEWER]... [--json]", short: "Make the state folder what a backup says; the node must be stopped", run: restore,
 			long: `What is there now is moved to a folder beside it, not deleted. Keys and tokens that were revoked since the backup stay revoked, locks and
-denials made since stay, as far as the present folder can be read. The zone's serial goes on above both.`, example: "dmpd restore /var/backups/dmpd-2026-01-31.zst"},
+denials made since stay, as far as the present folder can be read. If it is lost or too old, name newer backups with --revoked-in: only what was revoked,
+locked and denied is taken from them. The zone's serial goes on above all of that.`,
+			example: "dmpd restore /var/backups/dmpd-2026-01-31.zst\ndmpd restore dmpd-2026-01-31.zst --revoked-in dmpd-2026-02-01.zst"},
 		&command{name: "verify", args: "[FILE] [--json]", short: "Check a backup, or the state folder, to the last byte", run: verify, example: "dmpd verify\ndmpd verify /var/backups/dmpd-2026-01-31.zst"},
 	)
 }
@@ -578,6 +580,8 @@ func restore(i *invocation) error {
 	f := i.flags()
 	p := i.place(f)
 	p.json(f)
+	var newer []string
+	f.Func("revoked-in", "newer backup `file`, of which only what is revoked, locked and denied is taken; may be repeated", func(v string) error { newer = append(newer, v); return nil })
 	args, err := i.parse(f, 1, 1)
 	if err != nil {
 		return err
@@ -600,7 +604,7 @@ func restore(i *invocation) error {
 			return err
 		}
 	}
-	t := &restoring{p: p, dir: filepath.Join(p.config.StateDir(), fmt.Sprintf("restoring-%d", os.Getpid())), log: logging.New(i.errOut, logging.Warn, false)}
+	t := &restoring{p: p, dir: filepath.Join(p.config.StateDir(), fmt.Sprintf("restoring-%d", os.Getpid())), newer: newer, log: logging.New(i.errOut, logging.Warn, false)}
 	report, err := t.build(in)
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w. The state folder is as it was", args[0], err), os.RemoveAll(t.dir))
@@ -654,9 +658,10 @@ func (h *heldLocks) release() {
 
 // restoring builds new folders beside the old ones and exchanges them.
 type restoring struct {
-	p   *place
-	dir string
-	log *logging.Logger
+	p     *place
+	dir   string
+	newer []string // backups of which the revocations are taken
+	log   *logging.Logger
 }
 
 func (t *restoring) build(in io.Reader) (*backupReport, error) {
@@ -752,30 +757,57 @@ func (t *restoring) state(dir string, lsn uint64, entries []byte) error {
 	return snapshot.WriteState(vfs.OS, dir, auth.LogName, max(lsn, oldLSN)+1, [16]byte{}, all)
 }
 
-// carryOver brings revocations, locks and denials of the present state into s.
+// carryOver brings revocations, locks and denials of the present state, and of the newer backups, into s. lsn is the last one of all of them.
 func (t *restoring) carryOver(s *auth.State) (lsn uint64, err error) {
-	lsn, entries, err := stateEntries(t.p.controlDir())
-	if err != nil {
-		t.log.Warn("the present keys and tokens cannot be read: what was revoked since the backup is valid again", "err", err)
-		return 0, nil
+	for _, path := range t.newer {
+		var entries []byte
+		in, err := os.Open(path)
+		if err != nil {
+			return 0, err
+		}
+		r, err := readBackup(in, backupHandler{state: func(b []byte) error { entries = append(entries, b...); return nil }})
+		in.Close()
+		var newer *auth.State
+		if err == nil {
+			newer, err = t.open(max(r.StateLSN, 1), entries)
+		}
+		if err == nil {
+			err = errors.Join(mergeRevocations(s, newer), newer.Close())
+		}
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		lsn = max(lsn, r.StateLSN)
 	}
-	if lsn == 0 {
-		return 0, nil
-	}
-	scratch := filepath.Join(t.dir, "present")
-	if err := os.MkdirAll(scratch, 0o700); err != nil {
-		return 0, err
-	}
-	if err := snapshot.WriteState(vfs.OS, scratch, auth.LogName, lsn, [16]byte{}, entries); err != nil {
-		return 0, err
-	}
-	old, err := auth.Open(auth.Options{Dir: scratch, Log: t.log})
-	if err != nil {
-		t.log.Warn("the present keys and tokens cannot be read: what was revoked since the backup is valid again", "err", err)
+	const again = "what was revoked since the backup is valid again, unless a newer one is named with --revoked-in"
+	present, entries, err := stateEntries(t.p.controlDir())
+	if err == nil && present == 0 {
+		if len(t.newer) == 0 {
+			t.log.Warn("there are no present keys and tokens: " + again)
+		}
 		return lsn, nil
 	}
-	defer old.Close()
-	return lsn, mergeRevocations(s, old)
+	var old *auth.State
+	if err == nil {
+		old, err = t.open(present, entries)
+	}
+	if err != nil {
+		t.log.Warn("the present keys and tokens cannot be read: "+again, "err", err)
+		return max(lsn, present), nil
+	}
+	return max(lsn, present), errors.Join(mergeRevocations(s, old), old.Close())
+}
+
+// open makes a state of entries, to look at.
+func (t *restoring) open(lsn uint64, entries []byte) (*auth.State, error) {
+	scratch, err := os.MkdirTemp(t.dir, "look-")
+	if err != nil {
+		return nil, err
+	}
+	if err := snapshot.WriteState(vfs.OS, scratch, auth.LogName, lsn, [16]byte{}, entries); err != nil {
+		return nil, err
+	}
+	return auth.Open(auth.Options{Dir: scratch, Log: t.log})
 }
 
 func mergeRevocations(s, old *auth.State) error {

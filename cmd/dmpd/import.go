@@ -35,7 +35,7 @@ func init() {
 		long: `The reference node must be stopped, or the files be copies; they are read from a copy made here and never changed. Users go on with
 their keys and tokens. The records keep the order and time of their arrival, so that peers' cursors go on; names become lower case.
 What is here already stays, so that a second run changes nothing. The token and TSIG databases lie beside the record database
-unless DMP_TOKEN_DB_PATH and DMP_TSIG_DB_PATH say otherwise. Heartbeats seen are not taken over: they are collected again.`,
+unless DMP_TOKEN_DB_PATH and DMP_TSIG_DB_PATH say otherwise. The audit of tokens comes along. Heartbeats seen are not taken over: they are collected again.`,
 		example: "dmpd import --db-path /var/lib/dmp/dmp.db --dry-run\ndmpd import --db-path /var/lib/dmp/dmp.db"})
 }
 
@@ -45,6 +45,7 @@ type importReport struct {
 	Records importCount `json:"records"`
 	Tokens  importCount `json:"tokens"`
 	Keys    importCount `json:"tsig_keys"`
+	Audit   importCount `json:"audit"`
 	// ReadHash is over the live records that were read, HereHash over those of them that answer here now; they are equal if all of them do.
 	ReadHash string   `json:"read_hash"`
 	HereHash string   `json:"here_hash"`
@@ -132,7 +133,7 @@ func (r *importReport) text(w *tabwriter.Writer) {
 	for _, c := range []struct {
 		name string
 		n    importCount
-	}{{"records", r.Records}, {"tokens", r.Tokens}, {"TSIG keys", r.Keys}} {
+	}{{"records", r.Records}, {"tokens", r.Tokens}, {"TSIG keys", r.Keys}, {"audit rows", r.Audit}} {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", c.name, c.n.Read, c.n.Imported, c.n.Here, c.n.Expired, c.n.Refused)
 	}
 	fmt.Fprintf(w, "live records, read\t%s\nlive records, here\t%s\n", r.ReadHash, r.HereHash)
@@ -177,6 +178,9 @@ func (m *importer) run() error {
 	}
 	if err := m.keys(keys, state); err != nil {
 		return fmt.Errorf("TSIG keys: %w", err)
+	}
+	if err := m.audit(tokens); err != nil {
+		return fmt.Errorf("audit: %w", err)
 	}
 	return nil
 }
@@ -607,7 +611,7 @@ func (m *importer) keys(s *source, state *auth.State) error {
 	if err != nil {
 		return err
 	}
-	rows, err := s.db.Query(`SELECT name, algorithm, secret, allowed_suffixes, expires_at, revoked, subject, registered_spk, registered_x25519_pub FROM tsig_keys ORDER BY created_at, name`)
+	rows, err := s.db.Query(`SELECT name, algorithm, secret, allowed_suffixes, expires_at, revoked, subject, registered_spk, registered_x25519_pub, created_at FROM tsig_keys ORDER BY created_at, name`)
 	if err != nil {
 		return err
 	}
@@ -618,7 +622,7 @@ func (m *importer) keys(s *source, state *auth.State) error {
 		var name, algorithm, suffixes, spk, x25519 string
 		var revoked bool
 		var r auth.MintRequest
-		if err := rows.Scan(&name, &algorithm, &r.Secret, &suffixes, &r.ExpiresAtSec, &revoked, &r.Subject, &spk, &x25519); err != nil {
+		if err := rows.Scan(&name, &algorithm, &r.Secret, &suffixes, &r.ExpiresAtSec, &revoked, &r.Subject, &spk, &x25519, &r.CreatedAtSec); err != nil {
 			return err
 		}
 		bar.step()
@@ -639,6 +643,57 @@ func (m *importer) keys(s *source, state *auth.State) error {
 	}
 	bar.end()
 	return rows.Err()
+}
+
+// audit takes the rows of the token database's audit over, all at once. They hold no secret, and nobody where writes to shared names are told of
+// (http.md 6.3); they are not changed.
+func (m *importer) audit(s *source) error {
+	if s == nil {
+		return nil
+	}
+	total, err := s.count("token_audit")
+	if err != nil {
+		if strings.Contains(err.Error(), "no such table") { // a database of the first schema
+			return nil
+		}
+		return err
+	}
+	n := &m.report.Audit
+	n.Read = total
+	done, err := auth.AuditImported(vfs.OS, m.p.controlDir())
+	if err != nil {
+		return err
+	}
+	if done {
+		n.Here = total
+		return nil
+	}
+	if m.report.DryRun || total == 0 {
+		n.Imported = total
+		return nil
+	}
+	rows, err := s.db.Query(`SELECT ts, event, coalesce(token_hash, ''), coalesce(subject, ''), coalesce(remote_addr, ''), coalesce(detail, '') FROM token_audit ORDER BY id DESC`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	bar := m.progress("audit rows", total)
+	n.Imported, err = auth.ImportAudit(vfs.OS, m.p.controlDir(), func() (e auth.Event, ok bool, err error) {
+		if !rows.Next() {
+			return e, false, rows.Err()
+		}
+		bar.step()
+		if err := rows.Scan(&e.TsMs, &e.Event, &e.TokenHash, &e.Subject, &e.Remote, &e.Detail); err != nil {
+			return e, false, err
+		}
+		e.TsMs *= 1000
+		return e, true, nil
+	})
+	bar.end()
+	if left := total - n.Imported; left > 0 && err == nil {
+		m.report.note("the %d oldest audit rows are left in %s: one file of the audit is full", left, s.path)
+	}
+	return err
 }
 
 // key takes one key over.

@@ -191,7 +191,7 @@ func (o *offlineStore) open() error {
 	}
 	lock, err := lockFolder(o.p.dataDir())
 	if err != nil {
-		return fmt.Errorf("the DNS process runs without the HTTP process, which would have to carry this over: %w", err)
+		return fmt.Errorf("the DNS process runs without the HTTP process, which would have to hand this over. Start that too (dmpd run starts both): %w", err)
 	}
 	c := o.p.config
 	var zone []byte

@@ -330,6 +330,18 @@ func TestBackup(t *testing.T) {
 	}
 	contains(t, run(exitOK, "tsig", "denied"), "bob@mesh.test")
 	contains(t, run(exitOK, "audit", "tail"), "tsig-revoked")
+	// The folder is lost: a newer backup knows what was revoked.
+	newer := filepath.Join(t.TempDir(), "newer.zst")
+	run(exitOK, "backup", newer)
+	elsewhere := []string{"--state-dir", filepath.Join(t.TempDir(), "state"), "--domain", "mesh.test"}
+	contains(t, dmpd(t, exitFailed, append([]string{"restore", file, "--revoked-in", bad}, elsewhere...)...), bad, "as it was")
+	contains(t, dmpd(t, exitOK, append([]string{"restore", file}, elsewhere...)...), "valid again", "--revoked-in")
+	contains(t, dmpd(t, exitOK, append([]string{"tsig", "show", goes.Name}, elsewhere...)...), "valid")
+	elsewhere[1] = filepath.Join(t.TempDir(), "state")
+	dmpd(t, exitOK, append([]string{"restore", file, "--revoked-in", newer}, elsewhere...)...)
+	contains(t, dmpd(t, exitOK, append([]string{"tsig", "show", goes.Name}, elsewhere...)...), "revoked")
+	contains(t, dmpd(t, exitOK, append([]string{"tsig", "denied"}, elsewhere...)...), "bob@mesh.test")
+	dmpd(t, exitFailed, append([]string{"record", "get", "later.mesh.test"}, elsewhere...)...)
 	// The node goes on writing where the restored logs end.
 	run(exitOK, "record", "put", "again.mesh.test", "x")
 	run(exitOK, "restore", file)
@@ -403,7 +415,7 @@ func reference(t *testing.T, dir string) (path string) {
 	const key = "INSERT INTO tsig_keys VALUES (?, 'hmac-sha256', ?, ?, ?, ?, ?, ?, ?, ?)"
 	fill("dmp_tsig.db", 4, "CREATE TABLE tsig_keys (name, algorithm, secret, allowed_suffixes, created_at, expires_at, revoked, subject, registered_spk, registered_x25519_pub)",
 		[]any{key, "alice-abababab-b22122.mesh.test.", []byte("0123456789abcdef0123456789abcdef"), "id-1.mesh.test\nslot-*.mb-*.mesh.test", nowSec, nowSec + 900, 0, "alice@mesh.test", spk, ""},
-		[]any{key, "old.mesh.test.", []byte("0123456789abcdef0123456789abcdef"), "mesh.test", nowSec, 0, 1, "", "", ""},
+		[]any{key, "old.mesh.test.", []byte("0123456789abcdef0123456789abcdef"), "mesh.test", nowSec - 86400, 0, 1, "", "", ""},
 		[]any{key, "md5.mesh.test.", []byte{}, "", nowSec, 0, 0, "", "", ""})
 	return filepath.Join(dir, "dmp.db")
 }
@@ -446,6 +458,9 @@ func TestImport(t *testing.T) {
 	}
 	contains(t, run(exitOK, "tsig", "show", "alice-abababab-b22122.mesh.test", "--secret"), "3031323334353637", "slot-*.mb-*.mesh.test", "valid")
 	contains(t, run(exitOK, "tsig", "show", "old.mesh.test"), "revoked")
+	if made := fromJSON[controlplane.KeyInfo](t, run(exitOK, "tsig", "show", "old.mesh.test", "--json")).CreatedAt; made > time.Now().Unix()-86400 {
+		t.Errorf("the key is said to be made at %d", made)
+	}
 	// The owner came along: her key's subject cannot be locked away by another, who would own it now.
 	before := run(exitOK, "verify", "--json")
 	second := fromJSON[importReport](t, run(exitOK, "import", "--db-path", db, "--json"))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -131,6 +132,58 @@ func auditFiles(fs vfs.FS, dir string) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// auditImported sorts before every file of this node's own.
+var auditImported = fmt.Sprintf("%s%016d%s", auditPrefix, 0, auditSuffix)
+
+// AuditImported says whether the audit of a node before this one was taken over already.
+func AuditImported(fs vfs.FS, dir string) (bool, error) {
+	_, _, err := fs.Stat(filepath.Join(dir, auditImported))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// ImportAudit takes the audit of a node before this one over, once. newest gives its rows, the newest first, and ok false at their end; those that
+// fit in one file are kept, and their number is given.
+func ImportAudit(fs vfs.FS, dir string, newest func() (e Event, ok bool, err error)) (kept int, err error) {
+	var lines [][]byte
+	for size := 0; ; {
+		e, ok, err := newest()
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			break
+		}
+		line, err := json.Marshal(e)
+		if err != nil {
+			return 0, err
+		}
+		if size += len(line) + 1; size > auditFileMax {
+			break
+		}
+		lines = append(lines, append(line, '\n'))
+	}
+	slices.Reverse(lines)
+	temporary := filepath.Join(dir, auditImported+".new")
+	if err := fs.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	f, err := fs.OpenFile(temporary, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	_, err = f.WriteAt(slices.Concat(lines...), 0)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return 0, err
+	}
+	if err := fs.Rename(temporary, filepath.Join(dir, auditImported)); err != nil {
+		return 0, err
+	}
+	return len(lines), fs.SyncDir(dir)
 }
 
 // Close closes the file.

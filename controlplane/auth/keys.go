@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,7 +62,8 @@ type Registration struct {
 	X25519  []byte // nil: not proven
 	Zone    string
 	Scopes  Scopes
-	LifeSec int64 // 0: no end
+	LifeSec int64      // 0: no end
+	Remote  netip.Addr // for the audit
 }
 
 // RegisterKey mints the TSIG key of a registrant, or gives a re-registrant a new secret under the same name at once (http.md 7.6).
@@ -100,7 +102,7 @@ func (s *State) RegisterKey(ctx context.Context, r Registration) (*tsig.Key, err
 	if err != nil {
 		return nil, err
 	}
-	s.o.Audit.Write(Event{Event: "tsig-minted", Subject: key.Subject, Key: wire.Text(key.Name)})
+	s.o.Audit.Write(Event{Event: "tsig-minted", Subject: key.Subject, Key: wire.Text(key.Name), Remote: addrText(r.Remote)})
 	return key, nil
 }
 
@@ -205,6 +207,7 @@ type MintRequest struct {
 	Alg          tsig.Alg
 	Secret       []byte
 	Scopes       []string
+	CreatedAtSec int64 // of a key that is taken over; 0: now
 	ExpiresAtSec int64
 	Subject      string
 	Ed25519      []byte
@@ -247,7 +250,9 @@ func (s *State) Mint(ctx context.Context, m MintRequest) (*tsig.Key, error) {
 		if s.keys[string(name)] != nil && !m.Replace {
 			return nil, fmt.Errorf("%w: key %s exists", ErrBadRequest, m.Name)
 		}
-		k.CreatedAtSec = nowSec
+		if k.CreatedAtSec = m.CreatedAtSec; k.CreatedAtSec <= 0 || k.CreatedAtSec > nowSec {
+			k.CreatedAtSec = nowSec
+		}
 		b = putKey(b, k)
 		if len(k.Ed25519) == 0 || k.Subject == "" {
 			return b, nil

@@ -172,11 +172,12 @@ type proof struct {
 	subject   Subject
 	spk       []byte
 	challenge [32]byte
+	remote    netip.Addr
 }
 
 // prove runs steps 1 to 7. Their order is part of the protocol: who has not signed learns nothing of a subject.
 func (g *Registrar) prove(w http.ResponseWriter, r *http.Request, set *Settings) (*proof, *reply) {
-	p := &proof{}
+	p := &proof{remote: g.ClientAddr(r)}
 	var no *reply
 	// 1. body
 	if p.body, no = readBody(w, r); no != nil {
@@ -274,7 +275,7 @@ func hexField(field, text string, want int) ([]byte, *reply) {
 
 // mintToken is step 8 of http.md 7.5.
 func (g *Registrar) mintToken(ctx context.Context, set *Settings, p *proof) *reply {
-	text, t, err := g.State.RegisterToken(ctx, p.subject, p.spk, set.LifeSec, set.TokenRate, set.TokenBurst)
+	text, t, err := g.State.RegisterToken(ctx, p.subject, p.spk, set.LifeSec, set.TokenRate, set.TokenBurst, p.remote)
 	if err != nil {
 		return g.failed("confirm", err)
 	}
@@ -297,7 +298,7 @@ func (g *Registrar) mintKey(ctx context.Context, set *Settings, p *proof) *reply
 	if no != nil {
 		return no
 	}
-	k, err := g.State.RegisterKey(ctx, Registration{Subject: p.subject, Ed25519: p.spk, X25519: x25519, Zone: set.Zone, Scopes: set.Scopes, LifeSec: set.LifeSec})
+	k, err := g.State.RegisterKey(ctx, Registration{Subject: p.subject, Ed25519: p.spk, X25519: x25519, Zone: set.Zone, Scopes: set.Scopes, LifeSec: set.LifeSec, Remote: p.remote})
 	if err != nil {
 		return g.failed("tsig-confirm", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -542,6 +543,32 @@ func TestOwnership(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("allowed again", 200)(tsigPost(alice, "alice@example.com"))
+}
+
+// http.md 6.3: what happens to a token or key says to whom and from where.
+func TestAuditOfRegistration(t *testing.T) {
+	n := newNode(t)
+	for range 2 {
+		for _, h := range []http.HandlerFunc{n.reg.Confirm, n.reg.TSIGConfirm} {
+			if code, m := n.post(h, &client{key: seed(1), subject: "alice@example.com"}, nil); code != 200 {
+				t.Fatal(code, m)
+			}
+		}
+	}
+	rows, err := AuditTail(vfs.OS, n.dir, "", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for _, e := range rows {
+		got[e.Event]++
+		if e.Subject != "alice@example.com" || e.Remote != "192.0.2.1" || (e.TokenHash == "") == (e.Key == "") {
+			t.Errorf("%+v", e)
+		}
+	}
+	if want := (map[string]int{"issued": 2, "revoked": 1, "tsig-minted": 2}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }
 
 // http.md 20, row 2: who ground a name that somebody else has gets a longer one.

@@ -127,7 +127,7 @@ func (m *crashModel) step(ctx context.Context, s *State, rng *rand.Rand, sub Sub
 		}
 		return err
 	case 2:
-		_, tok, err := s.RegisterToken(ctx, sub, spk, 1000, 10, 50)
+		_, tok, err := s.RegisterToken(ctx, sub, spk, 1000, 10, 50, netip.Addr{})
 		if err == nil {
 			m.tokens[sub.String()] = tok.Hash
 		}
@@ -301,7 +301,7 @@ func TestRoundTrip(t *testing.T) {
 	for i := range 30 {
 		_, err := s.RegisterKey(ctx, Registration{Subject: Subject{fmt.Sprintf("u%d", i), "a.test"}, Ed25519: spk, X25519: bytes.Repeat([]byte{5}, 32), Zone: "z.test"})
 		must(err)
-		_, _, err = s.RegisterToken(ctx, Subject{fmt.Sprintf("u%d", i), "a.test"}, spk, 0, 1.5, 3)
+		_, _, err = s.RegisterToken(ctx, Subject{fmt.Sprintf("u%d", i), "a.test"}, spk, 0, 1.5, 3, netip.Addr{})
 		must(err)
 	}
 	must(s.Lock(ctx, "u1@z.test", "kept"))
@@ -349,7 +349,7 @@ func TestPrune(t *testing.T) {
 	}
 	for i := range 200 {
 		sub := Subject{fmt.Sprintf("u%d", i), "a.test"}
-		if _, _, err := s.RegisterToken(ctx, sub, spk, 60, 10, 50); err != nil {
+		if _, _, err := s.RegisterToken(ctx, sub, spk, 60, 10, 50, netip.Addr{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.RegisterKey(ctx, Registration{Subject: sub, Ed25519: spk, Zone: "z.test", LifeSec: 60}); err != nil {

@@ -220,7 +220,7 @@ func (s *State) ImportToken(_ context.Context, t Token) error {
 }
 
 // RegisterToken mints a token for a registrant and revokes the ones that the same key registered for the subject (http.md 7.5).
-func (s *State) RegisterToken(_ context.Context, sub Subject, spk []byte, lifeSec int64, ratePerSec float64, burst int) (string, *Token, error) {
+func (s *State) RegisterToken(_ context.Context, sub Subject, spk []byte, lifeSec int64, ratePerSec float64, burst int, remote netip.Addr) (string, *Token, error) {
 	text, h := newToken()
 	t := &Token{Hash: h, Subject: sub.String(), Type: 1, RatePerSec: ratePerSec, Burst: burst, Issuer: "self-service", Ed25519: bytes.Clone(spk)}
 	var ended []*Token
@@ -244,8 +244,8 @@ func (s *State) RegisterToken(_ context.Context, sub Subject, spk []byte, lifeSe
 	if err != nil {
 		return "", nil, err
 	}
-	s.auditRevoked(ended, "re-registered")
-	s.o.Audit.Write(Event{Event: "issued", TokenHash: h.String(), Subject: t.Subject, Detail: t.Issuer})
+	s.auditRevoked(ended, "re-registered", remote)
+	s.o.Audit.Write(Event{Event: "issued", TokenHash: h.String(), Subject: t.Subject, Detail: t.Issuer, Remote: addrText(remote)})
 	return text, t, nil
 }
 
@@ -259,10 +259,10 @@ func (s *State) putRevoked(b []byte, ts []*Token, nowSec int64) []byte {
 	return b
 }
 
-func (s *State) auditRevoked(ts []*Token, why string) {
+func (s *State) auditRevoked(ts []*Token, why string, remote netip.Addr) {
 	for _, t := range ts {
 		s.budget.Forget(t.Hash)
-		s.o.Audit.Write(Event{Event: "revoked", TokenHash: t.Hash.String(), Subject: t.Subject, Detail: why})
+		s.o.Audit.Write(Event{Event: "revoked", TokenHash: t.Hash.String(), Subject: t.Subject, Detail: why, Remote: addrText(remote)})
 	}
 }
 
@@ -308,7 +308,7 @@ func (s *State) RevokeToken(_ context.Context, target string) ([]*Token, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.auditRevoked(ended, "operator")
+	s.auditRevoked(ended, "operator", netip.Addr{})
 	return ended, nil
 }
 
@@ -379,7 +379,7 @@ func (s *State) RotateToken(_ context.Context, r TokenRequest) (string, *Token, 
 	if err != nil {
 		return "", nil, err
 	}
-	s.auditRevoked(ended, "rotated")
+	s.auditRevoked(ended, "rotated", netip.Addr{})
 	s.o.Audit.Write(Event{Event: "issued", TokenHash: h.String(), Subject: t.Subject, Detail: t.Issuer})
 	return text, t, nil
 }

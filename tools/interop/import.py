@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 
 import records
 from checks import check, equal, section
@@ -81,12 +82,15 @@ class Run:
         equal("records", sorted(len(v) for v in self.had.values()), [1, 1, PREKEYS, PREKEYS])
         self.old.stop()
 
-    def run(self, *more):
-        p = subprocess.run([os.path.join(ROOT, "bin/dmpd"), "import", "--db-path", os.path.join(self.old.dir, "dmp.db"), "--state-dir", self.new.dir, "--json", *more],
+    def dmpd(self, *arguments):
+        p = subprocess.run([os.path.join(ROOT, "bin/dmpd"), *arguments, "--state-dir", self.new.dir],
                            env={k: v for k, v in os.environ.items() if not k.startswith("DMP_")} | {"DMP_DOMAIN": ZONE, "DMP_SERVED_ZONE": ZONE},
                            capture_output=True, text=True, timeout=LIMIT)
-        check(" ".join(("dmpd import", *more)), p.returncode == 0, p.stdout + p.stderr)
-        return json.loads(p.stdout)
+        check(" ".join(("dmpd", *arguments[:1], *arguments[4:])), p.returncode == 0, p.stdout + p.stderr)
+        return p.stdout
+
+    def run(self, *more):
+        return json.loads(self.dmpd("import", "--db-path", os.path.join(self.old.dir, "dmp.db"), "--json", *more))
 
     def take_over(self):
         section("dmpd import")
@@ -97,9 +101,14 @@ class Run:
         first = got["records"]["imported"]
         check("the records, the token and the key are taken, none is refused", first >= want and (got["tokens"]["imported"], got["tsig_keys"]["imported"]) == (1, 1)
               and got["records"]["refused"] == got["tokens"]["refused"] == got["tsig_keys"]["refused"] == 0, got)
+        tail = self.dmpd("audit", "tail", "--limit", "1000", "--json")
+        rows = [json.loads(line) for line in tail.splitlines()] if not tail.startswith("[") else json.loads(tail)
+        events = [r["event"] for r in rows]
+        check("the audit is taken over, with its times", got["audit"]["imported"] == got["audit"]["read"] > 1 and "issued" in events and "used" in events
+              and all(abs(r["ts_ms"] / 1000 - time.time()) < 3600 for r in rows), (got["audit"], rows[:4]))
         equal("what was read answers here", got["here_hash"], got["read_hash"])
         again = self.run()
-        equal("a second time: all of it is here", [(again[k]["imported"], again[k]["here_already"]) for k in ("records", "tokens", "tsig_keys")], [(0, first), (0, 1), (0, 1)])
+        equal("a second time: all of it is here", [(again[k]["imported"], again[k]["here_already"]) for k in ("records", "tokens", "tsig_keys", "audit")], [(0, first), (0, 1), (0, 1), (0, got["audit"]["read"])])
         equal("and the hash is the same", again["read_hash"], got["read_hash"])
 
     def after(self):
