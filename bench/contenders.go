@@ -1,12 +1,15 @@
 package bench
 
 import (
+	"bufio"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/dnsmesh/dmpd/internal/journal"
@@ -23,6 +26,7 @@ type contender struct {
 	binary  string // looked for in PATH
 	version []string
 	updates bool
+	most    int // names that it is given, and asked for; 0: all
 	// start writes what the server needs into dir and spawns it with so many workers.
 	start func(s *Server, f *field, dir string, workers int) error
 }
@@ -42,6 +46,8 @@ var contenders = []contender{
 	{name: "nsd", binary: "nsd", version: []string{"-v"}, start: startNSD},
 	{name: "knot", binary: "knotd", version: []string{"--version"}, updates: true, start: startKnot},
 	{name: "bind", binary: "named", version: []string{"-v"}, updates: true, start: startBIND},
+	{name: "pdns", binary: "pdns_server", version: []string{"--version"}, updates: true, start: startPowerDNS},
+	{name: "reference", binary: referencePython, version: []string{"-c", "import importlib.metadata as m; print(m.version('dnsmesh'))"}, updates: true, most: 20_000, start: startReference},
 }
 
 // find looks for a server that is installed outside PATH as well, where Debian puts daemons.
@@ -69,7 +75,12 @@ func (c *contender) versionOf() string {
 
 // launch starts a contender and waits until it answers.
 func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
-	s := &Server{Name: c.name, Version: c.versionOf(), Echo: c.name == "echo"}
+	s := &Server{Name: c.name, Version: c.versionOf(), Echo: c.name == "echo", zone: f.zone}
+	if c.most > 0 && c.most < f.zone.Names {
+		s.zone.Names = c.most
+	}
+	own := *f
+	own.zone = s.zone
 	dir, err := filepath.Abs(filepath.Join(dir, c.name))
 	if err != nil {
 		return nil, err
@@ -85,8 +96,8 @@ func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
 		if s.Addr, err = freePort(); err != nil {
 			return nil, err
 		}
-		if err = c.start(s, f, dir, workers); err == nil {
-			if err = s.await(f.zone); err == nil {
+		if err = c.start(s, &own, dir, workers); err == nil {
+			if err = s.await(s.zone); err == nil {
 				return s, nil
 			}
 			s.Stop()
@@ -94,10 +105,8 @@ func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
 		if try == 2 {
 			return nil, err
 		}
-		if c.name == "dmpd" {
-			_ = os.RemoveAll(dir) // its folder is written anew
-			_ = os.MkdirAll(dir, 0o700)
-		}
+		_ = os.RemoveAll(dir) // it is written anew
+		_ = os.MkdirAll(dir, 0o700)
 	}
 }
 
@@ -273,6 +282,96 @@ log:
 		return err
 	}
 	return s.spawn(f.cores, dir, os.Environ(), find("knotd"), "-c", filepath.Join(dir, "knot.conf"))
+}
+
+// startPowerDNS starts the authoritative server on SQLite, the smallest backend that takes UPDATEs, with its packet and query caches as they are by default.
+func startPowerDNS(s *Server, f *field, dir string, workers int) error {
+	err := f.write(s, dir, "pdns.conf", `launch=gsqlite3
+gsqlite3-database=DIR/pdns.db
+local-address=127.0.0.1
+local-port=PORT
+socket-dir=DIR
+receiver-threads=WORKERS
+distributor-threads=WORKERS
+reuseport=yes
+dnsupdate=yes
+allow-dnsupdate-from=127.0.0.0/8
+max-cache-entries=20000000
+zone-cache-refresh-interval=0
+disable-syslog=yes
+loglevel=3
+setuid=
+setgid=
+`, workers)
+	if err != nil {
+		return err
+	}
+	zone := filepath.Join(dir, "zone")
+	for _, command := range [][]string{
+		{"sqlite3", filepath.Join(dir, "pdns.db"), ".read /usr/share/pdns-backend-sqlite3/schema/schema.sqlite3.sql"},
+		{"pdnsutil", "--config-dir=" + dir, "load-zone", f.zone.Name, zone},
+		{"pdnsutil", "--config-dir=" + dir, "import-tsig-key", keyName + "." + f.zone.Name, "hmac-sha256", keySecret},
+		{"pdnsutil", "--config-dir=" + dir, "set-meta", f.zone.Name, "TSIG-ALLOW-DNSUPDATE", keyName + "." + f.zone.Name},
+	} {
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("bench: %s: %w: %s", strings.Join(command, " "), err, out)
+		}
+	}
+	return s.spawn(f.cores, dir, os.Environ(), find("pdns_server"), "--config-dir="+dir, "--daemon=no", "--guardian=no")
+}
+
+// referencePython runs the reference node; make interop installs it there.
+const referencePython = ".cache/venv/bin/python"
+
+// startReference starts the reference node. Its records are put into the database that it makes at its first start, which it has no faster way to take.
+func startReference(s *Server, f *field, dir string, workers int) error {
+	python, err := filepath.Abs(referencePython)
+	if err != nil {
+		return err
+	}
+	db := filepath.Join(dir, "dmp.db")
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "DMP_DB_PATH=" + db, "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name, "DMP_DNS_HOST=127.0.0.1",
+		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", s.Addr.Port()-1), "DMP_OPERATOR_TOKEN=bench", "DMP_AUTH_MODE=multi-tenant",
+		"DMP_DNS_APEX_A=127.0.0.1", "DMP_DNS_APEX_NS=" + f.zone.Name, "DMP_DNS_RATE=0", "DMP_DNS_BURST=0", "DMP_HTTP_RATE=0", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=ERROR"}
+	first := exec.Command(python, "-m", "dmp.server")
+	first.Env, first.Dir = env, dir
+	if err := first.Start(); err != nil {
+		return err
+	}
+	made := func() bool {
+		keys, err := os.Stat(filepath.Join(dir, "dmp_tsig.db"))
+		return err == nil && keys.Size() > 0
+	}
+	for end := time.Now().Add(readyWithin); !made() && time.Now().Before(end); {
+		time.Sleep(50 * time.Millisecond)
+	}
+	time.Sleep(time.Second) // its tables are made one after another
+	_ = first.Process.Signal(syscall.SIGTERM)
+	_ = first.Wait()
+	rows, err := os.Create(filepath.Join(dir, "rows.sql"))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	w := bufio.NewWriterSize(rows, 1<<20)
+	now := time.Now().Unix()
+	fmt.Fprintln(w, "PRAGMA synchronous=OFF; BEGIN;")
+	for i := range uint64(f.zone.Names) {
+		v := f.zone.value(i)
+		fmt.Fprintf(w, "INSERT INTO records VALUES('%s.%s','%s',%d,%d,%d,%d,'%x');\n", f.zone.label(i), f.zone.Name, v, ttlSec, now, now+86400, now*1000, sha256.Sum256(v))
+	}
+	fmt.Fprintln(w, "COMMIT;")
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	keys := fmt.Sprintf("INSERT INTO tsig_keys(name, algorithm, secret, allowed_suffixes, created_at) VALUES('%s.%s.','hmac-sha256',x'%x','%s',%d);", keyName, f.zone.Name, "dmp-bench-key-of-32-bytes-length", f.zone.Name, now)
+	for _, command := range [][]string{{"sqlite3", db, ".read " + rows.Name()}, {"sqlite3", filepath.Join(dir, "dmp_tsig.db"), keys}} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("bench: %s: %w: %s", command[1], err, out)
+		}
+	}
+	return s.spawn(f.cores, dir, env, python, "-m", "dmp.server")
 }
 
 func startBIND(s *Server, f *field, dir string, workers int) error {

@@ -3,7 +3,7 @@
 # own, so the packages' services are kept from starting.
 set -eu
 [ "$(id -u)" = 0 ] || { echo "run it as root: sudo make bench-peers" >&2; exit 1; }
-command -v apt-get >/dev/null || { echo "this needs apt-get; install nsd, knot and bind9 by other means" >&2; exit 1; }
+command -v apt-get >/dev/null || { echo "this needs apt-get; install nsd, knot, bind9 and pdns-server by other means" >&2; exit 1; }
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
   printf '#!/bin/sh\nexit 101\n' >$policy
@@ -11,4 +11,4 @@ if [ ! -e $policy ]; then
   trap 'rm -f $policy' EXIT
 fi
 apt-get update -q
-DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends nsd knot bind9 dnsperf
+DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends nsd knot bind9 pdns-server pdns-backend-sqlite3 sqlite3 dnsperf

@@ -159,7 +159,7 @@ func (s *Suite) Run() error {
 func (s *Suite) contenders() (all []*contender, err error) {
 	for _, p := range s.Peers {
 		if p != "none" && !slices.ContainsFunc(contenders, func(c contender) bool { return c.name == p }) {
-			return nil, fmt.Errorf("bench: no peer %q; there are nsd, knot, bind, and none", p)
+			return nil, fmt.Errorf("bench: no peer %q; there are nsd, knot, bind, pdns, reference, and none", p)
 		}
 	}
 	for i := range contenders {
@@ -266,14 +266,14 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 	case sc.tcp:
 		var sources []Source // they take a while to make
 		for i := range uint64(16) {
-			sources = append(sources, NewMix(f.zone, sc.misses, seed+i<<20))
+			sources = append(sources, NewMix(server.zone, sc.misses, seed+i<<20))
 		}
 		return server.timed(func() (Result, error) {
 			return TCPLoad{Target: server.Addr, Duration: s.round(sc), Conns: len(sources), Pipeline: 16}.Run(func(i int) Source { return sources[i] })
 		})
 	case sc.claims:
 		const n = 60_000
-		c, err := NewClaims(f.zone, uint64(round)*n, n, false)
+		c, err := NewClaims(server.zone, uint64(round)*n, n, false)
 		if err != nil {
 			return Result{}, err
 		}
@@ -286,7 +286,7 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 		if s.Quick {
 			n = 20_000
 		}
-		u, err := NewUpdates(f.zone, uint64(f.zone.Names)+uint64(round)*uint64(n), n)
+		u, err := NewUpdates(server.zone, uint64(server.zone.Names)+uint64(round)*uint64(n), n)
 		if err != nil {
 			return Result{}, err
 		}
@@ -305,7 +305,7 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 	}
 	// 128 under way: with 256 they overflow the receive buffer that the peers leave at the system's default of 208 KiB.
 	l := Load{Target: server.Addr, Duration: s.round(sc), Window: 128, QPS: sc.qps, Sockets: 8}
-	var src Source = NewMix(f.zone, sc.misses, seed)
+	var src Source = NewMix(server.zone, sc.misses, seed)
 	if server.Echo {
 		src = echoed{src}
 	}
