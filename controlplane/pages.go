@@ -93,7 +93,7 @@ func (s *Server) landing(w http.ResponseWriter) {
 		}{
 			Identity: c.String("HEARTBEAT_SELF_ENDPOINT"), Zone: s.zone, Mode: c.AuthMode(), Registration: s.registration().Enabled && c.String("NODE_HOSTNAME") != "",
 			Updates: c.Bool("DNS_UPDATE_ENABLED"), Provider: c.Bool("CLAIM_PROVIDER") && c.Bool("DNS_UPDATE_ENABLED"), M10: c.Bool("RECEIVER_CLAIM_NOTIFICATIONS"),
-			Heart: c.Bool("HEARTBEAT_ENABLED"), LifeDays: c.Int("REGISTRATION_TOKEN_TTL_SECONDS") / 86400, Allowlist: c.List("REGISTRATION_ALLOWLIST"), Version: config.Version,
+			Heart: s.heart != nil, LifeDays: c.Int("REGISTRATION_TOKEN_TTL_SECONDS") / 86400, Allowlist: c.List("REGISTRATION_ALLOWLIST"), Version: config.Version,
 		}
 		data.Why = s.unhealthy()
 		data.Healthy = data.Why == ""

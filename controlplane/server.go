@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/dnsmesh/dmpd/controlplane/auth"
+	"github.com/dnsmesh/dmpd/controlplane/heartbeat"
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/journal"
@@ -59,7 +60,8 @@ type Server struct {
 	state     *auth.State
 	audit     *auth.Audit
 	registrar *auth.Registrar
-	tls       certificates // nil: plain HTTP
+	tls       certificates      // nil: plain HTTP
+	heart     *heartbeat.Worker // nil: the node does not announce itself
 
 	http      *http.Server
 	listeners []net.Listener
@@ -125,6 +127,7 @@ func (s *Server) start(c *config.Config) error {
 	if s.admin, err = s.serveAdmin(); err != nil {
 		return err
 	}
+	s.startHeartbeat(c)
 	s.serve()
 	s.beating.Go(s.beat)
 	s.warn(c)
@@ -334,6 +337,9 @@ func (s *Server) release() error {
 	}
 	if s.admin != nil {
 		s.admin.Close()
+	}
+	if s.heart != nil {
+		s.heart.Stop()
 	}
 	select {
 	case <-s.stopBeat:

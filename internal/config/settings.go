@@ -137,7 +137,7 @@ var settings = []Setting{
 	{Name: "HEARTBEAT_SEEDS", Kind: List, Plane: Control, Reload: true, Doc: "zones to ask for heartbeats"},
 	{Name: "HEARTBEAT_DNS_RESOLVERS", Kind: List, Plane: Control, Reload: true, Doc: "resolvers, IP or IP:port; empty: the system's"},
 	{Name: "HEARTBEAT_DNSSEC_REQUIRED", Kind: Bool, Default: "0", Plane: Control, Reload: true, Doc: "believe only answers with the AD bit"},
-	{Name: "HEARTBEAT_INTERVAL_SECONDS", Kind: Float, Default: "300", Min: 0.1, Max: yearSec, Plane: Control, Reload: true, Doc: "time between two rounds"},
+	{Name: "HEARTBEAT_INTERVAL_SECONDS", Kind: Float, Default: "300", Min: 0.1, Max: yearSec, Plane: Control, Reload: true, Doc: "time between two rounds; more than 75 counts as 75, so that no reader finds a heartbeat stale"},
 	{Name: "HEARTBEAT_TTL_SECONDS", Kind: Int, Default: "86400", Min: 1, Max: 30 * 86400, Plane: Control, Reload: true, Doc: "life of the own heartbeat"},
 	{Name: "HEARTBEAT_MAX_PEERS", Kind: Int, Default: "25", Min: 0, Max: 10000, Plane: Control, Reload: true, Doc: "zones asked in one round"},
 	{Name: "HEARTBEAT_RETENTION_HOURS", Kind: Float, Default: "72", Min: 0, Max: 1e6, Plane: Control, Reload: true, Doc: "how long a peer unheard of is kept"},
