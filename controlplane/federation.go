@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/dnsmesh/dmpd/controlplane/heartbeat"
 	"github.com/dnsmesh/dmpd/internal/clock"
@@ -32,19 +33,30 @@ func (s *Server) startHeartbeat(c *config.Config) {
 	}
 	version := cmp.Or(c.String("HEARTBEAT_VERSION"), config.Version[:min(len(config.Version), 32)])
 	w, err := heartbeat.Start(heartbeat.Options{Key: key, Endpoint: endpoint, Version: version, Zone: s.zone, Records: ownRecords{s},
-		Settings: s.heartbeatSettings, Log: s.log})
+		Dir: s.controlDir, SeenMax: int(c.Int("HEARTBEAT_SEEN_MAX_ROWS")), Settings: s.heartbeatSettings, Log: s.log})
 	if err != nil {
 		s.log.Error("no heartbeat", "err", err)
 		return
 	}
 	s.heart = w
+	if ttlSec := c.Int("DNS_TTL"); ttlSec > dnsTTLFresh {
+		s.log.Warn("heartbeats may be stale when they are read from a resolver's cache: DMP_DNS_TTL of 60 or less avoids that", "ttl", ttlSec)
+	}
 	operator := w.Operator()
 	s.log.Info("heartbeat", "endpoint", endpoint, "operator", fmt.Sprintf("%x", operator), "zone", s.zone)
 }
 
+// dnsTTLFresh is the longest TTL of answers, in seconds, with which a heartbeat is fresh at the end of its way (heartbeat.go, roundMax).
+const dnsTTLFresh = 60
+
 func (s *Server) heartbeatSettings() heartbeat.Settings {
 	c := s.config.Load()
-	h := heartbeat.Settings{Interval: c.Seconds("HEARTBEAT_INTERVAL_SECONDS"), TTLSec: c.Int("HEARTBEAT_TTL_SECONDS")}
+	h := heartbeat.Settings{Interval: c.Seconds("HEARTBEAT_INTERVAL_SECONDS"), TTLSec: c.Int("HEARTBEAT_TTL_SECONDS"), Seeds: c.List("HEARTBEAT_SEEDS"), Peers: c.List("SYNC_PEERS"),
+		Resolvers: c.List("HEARTBEAT_DNS_RESOLVERS"), DNSSEC: c.Bool("HEARTBEAT_DNSSEC_REQUIRED"), MaxPeers: int(c.Int("HEARTBEAT_MAX_PEERS")),
+		Retention: time.Duration(c.Float("HEARTBEAT_RETENTION_HOURS") * float64(time.Hour))}
+	if !c.Bool("HEARTBEAT_PUBLIC_SEED_URLS_DISABLED") {
+		h.ListURLs = c.List("HEARTBEAT_PUBLIC_SEED_URLS")
+	}
 	if c.Bool("CLAIM_PROVIDER") && c.Bool("DNS_UPDATE_ENABLED") && s.zone != "" {
 		h.Capabilities |= record.CapClaimProvider // only when a claim would really be taken
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/logging"
 	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/vfs"
 )
 
 const (
@@ -25,6 +26,11 @@ const (
 	// from its signing. The path to a client that reads our seen graph is: a peer's heartbeat as old as the peer's round, a resolver's
 	// cache (60 s), our round, the client's cache (60 s). With 75 s that is 270 s at the most.
 	roundMax = 75 * time.Second
+	// siblingSec is how old a heartbeat of our key at another endpoint may be before it is taken for one that an earlier start left: nodes
+	// of a cluster may share the key, and the slowest signs anew every 300 s.
+	siblingSec = 900
+	// saveEvery is how often the seen peers are written to disk; they are also written at the end.
+	saveEvery = 5 * time.Minute
 	// roundRetry is how soon a round that could not publish is tried again: the data plane may be starting.
 	roundRetry = 2 * time.Second
 	// publishMax bounds one write.
@@ -46,6 +52,14 @@ type Settings struct {
 	Interval     time.Duration
 	TTLSec       int64 // life of the own heartbeat
 	Capabilities uint16
+
+	Seeds     []string // zones, or URLs of which the host is taken
+	Peers     []string // the cluster's, the same
+	ListURLs  []string // public seed lists
+	Resolvers []string // IP or IP:port; none: the system's
+	DNSSEC    bool     // only answers with the AD bit count
+	MaxPeers  int      // zones asked in a round
+	Retention time.Duration
 }
 
 // Options say who the node is.
@@ -55,6 +69,8 @@ type Options struct {
 	Version  string
 	Zone     string // that is served; empty: the node hears others and says nothing
 	Records  Records
+	Dir      string // of the file of seen peers; empty: none is kept
+	SeenMax  int    // peers remembered
 	Settings func() Settings
 	Log      *logging.Logger
 }
@@ -63,9 +79,20 @@ type Options struct {
 type Worker struct {
 	o        Options
 	operator [32]byte
+	zone     string // o.Zone, canonical
 	stats    Stats
-	cancel   context.CancelFunc
-	done     sync.WaitGroup
+	seen     *seen
+
+	// Of the goroutine that runs the rounds.
+	resolvers Resolvers
+	fetcher   fetcher
+	asked     map[string]*asked
+	listNext  map[string]time.Time
+	published map[string]bool // of the seen graph
+	saved     time.Time
+
+	cancel context.CancelFunc
+	done   sync.WaitGroup
 }
 
 // Stats are counters for the metrics page.
@@ -74,6 +101,17 @@ type Stats struct {
 	PublishFailures atomic.Uint64
 	PublishedMs     atomic.Int64 // when the own heartbeat was last made durable; 0: never
 	OwnBytes        atomic.Int64 // of the own heartbeat
+	GraphValues     atomic.Int64 // of the seen graph
+	GraphBytes      atomic.Int64
+	Peers           atomic.Int64 // remembered
+	ZonesOK         atomic.Uint64
+	ZonesFailed     atomic.Uint64
+	ZonesSkipped    atomic.Uint64 // the round's time was over
+	Accepted        atomic.Uint64 // heartbeats
+	Rejected        [Rejections]atomic.Uint64
+	NotAD           atomic.Uint64 // answers without the AD bit where it is required
+	ListsOK         atomic.Uint64
+	ListsFailed     atomic.Uint64
 }
 
 // Stats gives the worker's counters.
@@ -82,11 +120,28 @@ func (w *Worker) Stats() *Stats { return &w.stats }
 // Operator is the node's public key.
 func (w *Worker) Operator() [32]byte { return w.operator }
 
-// Start begins with a round at once. An error means that the node could never publish a heartbeat.
-func Start(o Options) (*Worker, error) {
-	w := &Worker{o: o}
+// Peers gives what was heard, as it is ranked for the seen graph.
+func (w *Worker) Peers() []*Peer {
+	s := w.o.Settings()
+	return w.rank(&s, clock.NowMs())
+}
+
+// New makes a worker. An error means that the node could never publish a heartbeat.
+func New(o Options) (*Worker, error) {
+	w := &Worker{o: o, seen: newSeen(o.SeenMax), asked: map[string]*asked{}, listNext: map[string]time.Time{}, published: map[string]bool{}}
+	w.resolvers.Log = o.Log
+	w.zone, _ = canonicalZone(o.Zone)
 	copy(w.operator[:], o.Key.Public().(ed25519.PublicKey))
 	if _, err := w.own(clock.NowMs()/1000, o.Settings()); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Start is New, and begins with a round at once.
+func Start(o Options) (*Worker, error) {
+	w, err := New(o)
+	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -102,8 +157,18 @@ func (w *Worker) Stop() {
 }
 
 func (w *Worker) run(ctx context.Context) {
+	if w.o.Dir != "" {
+		if err := w.seen.load(vfs.OS, w.o.Dir, clock.NowMs()); err != nil {
+			w.o.Log.Warn("the peers seen before are not known: they are collected again", "err", err)
+		}
+		defer w.save()
+	}
+	w.stats.Peers.Store(int64(w.seen.len()))
+	w.saved = time.Now()
 	for {
-		pause := w.pause(w.round(ctx))
+		start := time.Now()
+		err := w.round(ctx)
+		pause := max(0, w.pause(err)-time.Since(start))
 		select {
 		case <-ctx.Done():
 			return
@@ -112,24 +177,50 @@ func (w *Worker) run(ctx context.Context) {
 	}
 }
 
+func (w *Worker) save() {
+	w.saved = time.Now()
+	if err := w.seen.save(vfs.OS, w.o.Dir); err != nil {
+		w.o.Log.Warn("the seen peers cannot be written", "err", err)
+	}
+}
+
+// interval is the time from one round to the next, before chance.
+func (w *Worker) interval(s *Settings) time.Duration {
+	return min(s.Interval, roundMax, max(time.Duration(s.TTLSec)*time.Second/2, roundRetry/2))
+}
+
 // pause is the time to the next round, a little random so that nodes that were started together do not stay together.
 func (w *Worker) pause(err error) time.Duration {
-	d := min(w.o.Settings().Interval, roundMax)
+	s := w.o.Settings()
+	d := w.interval(&s)
 	if err != nil {
 		d = min(d, roundRetry)
 	}
 	return d - time.Duration(rand.Int64N(int64(d)/10+1))
 }
 
-// round is one round. A failure ends that part of it alone.
+// round is one round: publish, ask, publish what was heard. Without a data plane there is nobody to ask for.
 func (w *Worker) round(ctx context.Context) error {
 	s := w.o.Settings()
-	err := w.publishOwn(ctx, s)
-	if err != nil && ctx.Err() == nil {
-		w.stats.PublishFailures.Add(1)
-		w.o.Log.Warn("the heartbeat cannot be published", "err", err)
+	defer w.stats.Rounds.Add(1)
+	if err := w.publishOwn(ctx, s); err != nil {
+		return w.failed(ctx, "the heartbeat cannot be published", err)
 	}
-	w.stats.Rounds.Add(1)
+	w.harvest(ctx, &s)
+	if err := w.publishGraph(ctx, &s); err != nil {
+		return w.failed(ctx, "the seen graph cannot be published", err)
+	}
+	if w.o.Dir != "" && time.Since(w.saved) > saveEvery {
+		w.save()
+	}
+	return nil
+}
+
+func (w *Worker) failed(ctx context.Context, what string, err error) error {
+	if ctx.Err() == nil {
+		w.stats.PublishFailures.Add(1)
+		w.o.Log.Warn(what, "err", err)
+	}
 	return err
 }
 
@@ -151,8 +242,9 @@ func (w *Worker) own(nowSec int64, s Settings) ([]byte, error) {
 	return text, nil
 }
 
-// publishOwn puts a fresh heartbeat in the place of the last one. Nodes that share the zone have theirs at the same name: only what our
-// key signed is removed, so that what an earlier start left goes too.
+// publishOwn puts a fresh heartbeat in the place of the last one. Nodes that share the zone have theirs at the same name, and may share
+// the key: only what our key signed for our endpoint is removed, and what it signed for another one so long ago that an earlier start
+// of ours left it.
 func (w *Worker) publishOwn(ctx context.Context, s Settings) error {
 	if w.o.Zone == "" {
 		return nil
@@ -169,7 +261,7 @@ func (w *Worker) publishOwn(ctx context.Context, s Settings) error {
 	}
 	var old [][]byte
 	for _, v := range values {
-		if h, ok := parse(v, nowMs/1000); ok && h.Operator == w.operator && !bytes.Equal(v, text) {
+		if h, ok := parse(v, nowMs/1000); ok && h.Operator == w.operator && !bytes.Equal(v, text) && (h.Endpoint == w.o.Endpoint || nowMs/1000-int64(h.TsSec) > siblingSec) {
 			old = append(old, v)
 		}
 	}

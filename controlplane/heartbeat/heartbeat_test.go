@@ -151,7 +151,7 @@ func TestPublishOwn(t *testing.T) {
 	m := &memory{}
 	name := record.HeartbeatName("own.example")
 	sibling := signed(t, 2, "https://sibling.example", "own.example", 100)
-	m.values = map[string][][]byte{name: {signed(t, 1, "https://own.example", "own.example", 900), sibling, []byte("not a heartbeat"), signed(t, 1, "https://old.example", "own.example", 10)}}
+	m.values = map[string][][]byte{name: {signed(t, 1, "https://own.example", "own.example", 900), sibling, []byte("not a heartbeat"), signed(t, 1, "https://old.example", "own.example", siblingSec+10)}}
 	w, err := Start(options(m, "own.example", 1))
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +203,7 @@ func TestCadence(t *testing.T) {
 	t.Parallel()
 	for _, interval := range []time.Duration{100 * time.Millisecond, time.Minute, 5 * time.Minute, 24 * time.Hour} {
 		o := options(&memory{}, "own.example", 1)
-		o.Settings = func() Settings { return Settings{Interval: interval} }
+		o.Settings = func() Settings { return Settings{Interval: interval, TTLSec: 86400} }
 		w := &Worker{o: o}
 		for range 100 {
 			d := w.pause(nil)
