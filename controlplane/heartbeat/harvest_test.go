@@ -214,17 +214,17 @@ func TestManyZonesFlood(t *testing.T) {
 	t.Parallel()
 	nowMs := clock.NowMs()
 	w := mesh(t, startServer(t, "127.0.0.1"), &memory{}, func(x *Settings) { x.Seeds = []string{"seed.example"} })
-	put := func(n int, zone, via string, firstMs int64) {
-		v := signed(t, n, "https://"+zone, zone, 0)
+	put := func(n int, zone, via string, firstMs, ageSec int64) {
+		v := signed(t, n, "https://"+zone, zone, ageSec)
 		h, _ := parse(v, nowMs/1000)
 		w.seen.put(&h, v, via, true, false, nowMs)
 		w.seen.peers[peerKey{h.Operator, h.Endpoint}].FirstMs = firstMs
 	}
 	for i := range 40 {
-		put(10+i, fmt.Sprintf("honest%d.example", i), fmt.Sprintf("honest%d.example", i), nowMs-1000)
+		put(10+i, fmt.Sprintf("honest%d.example", i), fmt.Sprintf("honest%d.example", i), nowMs-1000, 60)
 	}
 	for i := range 1000 {
-		put(1000+i, fmt.Sprintf("x%d.evil", i), fmt.Sprintf("x%d.evil", i), nowMs)
+		put(1000+i, fmt.Sprintf("x%d.evil", i), fmt.Sprintf("x%d.evil", i), nowMs, -29)
 	}
 	set := w.o.Settings()
 	chosen := choose(w.rank(&set, nowMs), func(string) bool { return false }, nowMs)
