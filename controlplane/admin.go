@@ -88,6 +88,8 @@ type Admin struct {
 	State *auth.State
 	// Store has a request decided; its outcome is durable. Nil: records cannot be changed here.
 	Store func(ctx context.Context, r *record.Request) (snapshot.Outcome, error)
+	// Peers gives the nodes that were heard. Nil: this is not a running node.
+	Peers func() ([]PeerInfo, error)
 	Log   *logging.Logger
 
 	once     sync.Once
@@ -204,7 +206,7 @@ func (a *Admin) serve(c net.Conn) {
 
 // serveAdmin opens the socket of a running node.
 func (s *Server) serveAdmin() (io.Closer, error) {
-	a := &Admin{State: s.state, Store: s.requests.do, Log: s.log}
+	a := &Admin{State: s.state, Store: s.requests.do, Peers: s.peers, Log: s.log}
 	if err := a.Listen(s.controlDir); err != nil {
 		return nil, err
 	}
@@ -564,6 +566,13 @@ var adminVerbs = map[string]adminVerb{
 			return nil, err
 		}
 		return tokenInfos(ts), nil
+	}),
+
+	"peers.list": verb(func(_ context.Context, a *Admin, _ struct{}) (any, error) {
+		if a.Peers == nil {
+			return nil, &AdminError{KindAway, "the node does not run"}
+		}
+		return a.Peers()
 	}),
 
 	"record.put":    verb(func(ctx context.Context, a *Admin, args RecordArgs) (any, error) { return a.record(ctx, args, true) }),

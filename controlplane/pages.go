@@ -89,12 +89,15 @@ func (s *Server) landing(w http.ResponseWriter) {
 			Registration, Updates, Provider, M10, Heart bool
 			LifeDays                                    int64
 			Allowlist                                   []string
+			Peers                                       []directoryRow
+			More                                        int
 			Version                                     string
 		}{
 			Identity: c.String("HEARTBEAT_SELF_ENDPOINT"), Zone: s.zone, Mode: c.AuthMode(), Registration: s.registration().Enabled && c.String("NODE_HOSTNAME") != "",
 			Updates: c.Bool("DNS_UPDATE_ENABLED"), Provider: c.Bool("CLAIM_PROVIDER") && c.Bool("DNS_UPDATE_ENABLED"), M10: c.Bool("RECEIVER_CLAIM_NOTIFICATIONS"),
 			Heart: s.heart != nil, LifeDays: c.Int("REGISTRATION_TOKEN_TTL_SECONDS") / 86400, Allowlist: c.List("REGISTRATION_ALLOWLIST"), Version: config.Version,
 		}
+		data.Peers, data.More = s.directory()
 		data.Why = s.unhealthy()
 		data.Healthy = data.Why == ""
 		data.Host = strings.TrimPrefix(strings.TrimPrefix(data.Identity, "https://"), "http://")

@@ -71,6 +71,7 @@ type Server struct {
 	slots    chan struct{} // requests worked on at once
 	metrics  metrics
 	pages    pages
+	feed     feed
 	history  history
 	started  time.Time
 	stopBeat chan struct{}
@@ -124,10 +125,10 @@ func (s *Server) start(c *config.Config) error {
 		return err
 	}
 	s.registrar = &auth.Registrar{State: s.state, Challenges: auth.NewChallenges(), Settings: s.registration, ClientAddr: s.clientAddr, Log: s.log}
+	s.startHeartbeat(c)
 	if s.admin, err = s.serveAdmin(); err != nil {
 		return err
 	}
-	s.startHeartbeat(c)
 	s.serve()
 	s.beating.Go(s.beat)
 	s.warn(c)
@@ -475,6 +476,8 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, path string) {
 		s.landing(w)
 	case get && path == "/status":
 		s.status(w)
+	case get && path == "/feed.json" && s.heart != nil && s.config.Load().Bool("HEARTBEAT_FEED"):
+		s.feedPage(w)
 	case get && path == "/stats":
 		s.stats(w)
 	case get && path == "/metrics":

@@ -144,6 +144,7 @@ var settings = []Setting{
 	{Name: "HEARTBEAT_SEEN_MAX_ROWS", Kind: Int, Default: "10000", Min: 1, Max: 1e7, Plane: Control, Doc: "peers remembered at most"},
 	{Name: "HEARTBEAT_DB_PATH", Plane: Control, Doc: "the reference's seen store, for the import"},
 	{Name: "HEARTBEAT_VERSION", Plane: Control, Doc: "version text in the own heartbeat; unset: the build's"},
+	{Name: "HEARTBEAT_FEED", Kind: Bool, Default: "0", Plane: Control, Reload: true, Doc: "offer the nodes heard at /feed.json, in the aggregator's format"},
 	{Name: "HEARTBEAT_PUBLIC_SEED_URLS", Kind: List, Plane: Control, Reload: true, Doc: "HTTPS lists of seed zones; none is built in"},
 	{Name: "HEARTBEAT_PUBLIC_SEED_URLS_DISABLED", Kind: Bool, Default: "0", Plane: Control, Reload: true, Doc: "do not fetch those lists"},
 
