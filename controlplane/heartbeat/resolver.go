@@ -67,8 +67,8 @@ func ParseServers(list []string) (servers []netip.AddrPort, bad []string) {
 	return servers, bad
 }
 
-// systemServers are those of resolv.conf.
-func systemServers() []netip.AddrPort {
+// SystemServers are those of resolv.conf.
+func SystemServers() []netip.AddrPort {
 	c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
 	if err != nil {
 		return []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")} // resolv.conf(5)
@@ -108,7 +108,7 @@ func (r *Resolvers) order() (servers []netip.AddrPort, each, all time.Duration) 
 	defer r.mu.Unlock()
 	servers, each, all = slices.Clone(r.servers), listedServerMax, listedMax
 	if len(servers) == 0 {
-		servers, each, all = systemServers(), systemServerMax, systemMax
+		servers, each, all = SystemServers(), systemServerMax, systemMax
 	}
 	now := time.Now()
 	slices.SortStableFunc(servers, func(a, b netip.AddrPort) int {
