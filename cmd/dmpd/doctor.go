@@ -731,7 +731,7 @@ func (x *examination) portHolder() {
 		switch {
 		case h.name == "dmp-dataplane":
 			ours = append(ours, h.String())
-		case h.port == want || !h.addr.IsLoopback():
+		case x.inTheWay(h.addr):
 			other = append(other, h.String())
 		}
 	}
@@ -747,6 +747,20 @@ func (x *examination) portHolder() {
 	default:
 		x.add("port-holder", pass, strings.Join(ours, ", "), "")
 	}
+}
+
+// inTheWay says whether who has the port at this address gets questions that are meant for the node.
+func (x *examination) inTheWay(addr netip.Addr) bool {
+	for _, host := range x.config.List("DNS_HOST") {
+		own, err := netip.ParseAddr(host)
+		if err != nil {
+			own = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // localhost
+		}
+		if own == addr || own.IsUnspecified() && !addr.IsLoopback() || addr.IsUnspecified() {
+			return true
+		}
+	}
+	return false
 }
 
 type portOwner struct {

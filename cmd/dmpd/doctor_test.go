@@ -311,7 +311,7 @@ func TestPortHolder(t *testing.T) {
 	}{
 		{"the node", fmt.Sprintf(line, "00000000:0035", "00000000:0000", "07", 7), fmt.Sprintf(line, "00000000:0035", "00000000:0000", "0A", 7), 53, pass, "dmp-dataplane (100) has 0.0.0.0:53/udp"},
 		{"somebody else", fmt.Sprintf(line, "00000000:0035", "00000000:0000", "07", 8), "", 53, fail, "named (200) has 0.0.0.0:53/udp"},
-		{"both", fmt.Sprintf(line, "00000000:14E9", "00000000:0000", "07", 7) + fmt.Sprintf(line, "0100007F:14E9", "00000000:0000", "07", 8), "", 5353, warn, "named (200) has 127.0.0.1:5353/udp beside dmp-dataplane"},
+		{"both", fmt.Sprintf(line, "00000000:14E9", "00000000:0000", "07", 7) + fmt.Sprintf(line, "010200C0:14E9", "00000000:0000", "07", 8), "", 5353, warn, "named (200) has 192.0.2.1:5353/udp beside dmp-dataplane"},
 		{"systemd-resolved at its own address", fmt.Sprintf(line, "00000000:14E9", "00000000:0000", "07", 7) + fmt.Sprintf(line, "3500007F:0035", "00000000:0000", "07", 8), "", 5353, pass, "dmp-dataplane"},
 		{"nobody", "", fmt.Sprintf(line, "00000000:0035", "0101017F:1234", "01", 8), 53, fail, "nobody that can be seen listens on port 53"},
 		{"one that is not shown", fmt.Sprintf(line, "00000000:0035", "00000000:0000", "07", 99), "", 53, fail, "a process that is not shown to this user has 0.0.0.0:53/udp"},

@@ -21,6 +21,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite", in Go alone
 
 	"github.com/dnsmesh/dmpd/controlplane/auth"
+	"github.com/dnsmesh/dmpd/controlplane/heartbeat"
 	"github.com/dnsmesh/dmpd/dataplane/store"
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/logging"
@@ -31,11 +32,11 @@ import (
 )
 
 func init() {
-	register(&command{name: "import", args: "[--db-path FILE] [--tokens FILE] [--tsig FILE] [--dry-run] [--json]", short: "Take records, tokens and TSIG keys over from the reference node's databases", run: importAll,
+	register(&command{name: "import", args: "[--db-path FILE] [--tokens FILE] [--tsig FILE] [--heartbeats FILE] [--dry-run] [--json]", short: "Take records, tokens, TSIG keys and heartbeats over from the reference node's databases", run: importAll,
 		long: `The reference node must be stopped, or the files be copies; they are read from a copy made here and never changed. Users go on with
 their keys and tokens. The records keep the order and time of their arrival, so that peers' cursors go on; names become lower case.
-What is here already stays, so that a second run changes nothing. The token and TSIG databases lie beside the record database
-unless DMP_TOKEN_DB_PATH and DMP_TSIG_DB_PATH say otherwise. The audit of tokens comes along. Heartbeats seen are not taken over: they are collected again.`,
+What is here already stays, so that a second run changes nothing. The other databases lie beside the record database unless
+DMP_TOKEN_DB_PATH, DMP_TSIG_DB_PATH and DMP_HEARTBEAT_DB_PATH say otherwise. The audit of tokens comes along.`,
 		example: "dmpd import --db-path /var/lib/dmp/dmp.db --dry-run\ndmpd import --db-path /var/lib/dmp/dmp.db"})
 }
 
@@ -46,6 +47,7 @@ type importReport struct {
 	Tokens  importCount `json:"tokens"`
 	Keys    importCount `json:"tsig_keys"`
 	Audit   importCount `json:"audit"`
+	Peers   importCount `json:"heartbeats"`
 	// ReadHash is over the live records that were read, HereHash over those of them that answer here now; they are equal if all of them do.
 	ReadHash string   `json:"read_hash"`
 	HereHash string   `json:"here_hash"`
@@ -82,7 +84,7 @@ func importAll(i *invocation) error {
 	f := i.flags()
 	p := i.place(f)
 	p.json(f)
-	for flag, setting := range map[string]string{"db-path": "DB_PATH", "tokens": "TOKEN_DB_PATH", "tsig": "TSIG_DB_PATH"} {
+	for flag, setting := range map[string]string{"db-path": "DB_PATH", "tokens": "TOKEN_DB_PATH", "tsig": "TSIG_DB_PATH", "heartbeats": "HEARTBEAT_DB_PATH"} {
 		f.Func(flag, "`file` of the reference node", func(v string) error { p.in.Flags[setting] = v; return nil })
 	}
 	dryRun := f.Bool("dry-run", false, "read and compare only, and say what would be done")
@@ -133,7 +135,7 @@ func (r *importReport) text(w *tabwriter.Writer) {
 	for _, c := range []struct {
 		name string
 		n    importCount
-	}{{"records", r.Records}, {"tokens", r.Tokens}, {"TSIG keys", r.Keys}, {"audit rows", r.Audit}} {
+	}{{"records", r.Records}, {"tokens", r.Tokens}, {"TSIG keys", r.Keys}, {"audit rows", r.Audit}, {"heartbeats", r.Peers}} {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", c.name, c.n.Read, c.n.Imported, c.n.Here, c.n.Expired, c.n.Refused)
 	}
 	fmt.Fprintf(w, "live records, read\t%s\nlive records, here\t%s\n", r.ReadHash, r.HereHash)
@@ -163,6 +165,11 @@ func (m *importer) run() error {
 		return err
 	}
 	defer keys.close()
+	heartbeats, err := m.open(cmp.Or(c.String("HEARTBEAT_DB_PATH"), stem+"_heartbeats"+ext), 1, c.String("HEARTBEAT_DB_PATH") != "")
+	if err != nil {
+		return err
+	}
+	defer heartbeats.close()
 	if err := m.records(records); err != nil {
 		return fmt.Errorf("records: %w", err)
 	}
@@ -181,6 +188,44 @@ func (m *importer) run() error {
 	}
 	if err := m.audit(tokens); err != nil {
 		return fmt.Errorf("audit: %w", err)
+	}
+	if err := m.heartbeats(heartbeats); err != nil {
+		return fmt.Errorf("heartbeats: %w", err)
+	}
+	return nil
+}
+
+// heartbeats reads table heartbeats_seen: wire, received_at in Unix seconds, and in remote_addr the zone that it came from.
+func (m *importer) heartbeats(s *source) error {
+	if s == nil {
+		return nil
+	}
+	most := int(m.p.config.Int("HEARTBEAT_SEEN_MAX_ROWS"))
+	rows, err := s.db.Query("SELECT wire, received_at, COALESCE(remote_addr, '') FROM heartbeats_seen ORDER BY received_at DESC, operator_spk_hex, endpoint LIMIT ?", most)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.path, err)
+	}
+	defer rows.Close()
+	var heard []heartbeat.Heard
+	for rows.Next() {
+		var h heartbeat.Heard
+		var sec int64
+		if err := rows.Scan(&h.Wire, &sec, &h.Via); err != nil {
+			return fmt.Errorf("%s: %w", s.path, err)
+		}
+		h.ReceivedMs = sec * 1000
+		heard = append(heard, h)
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("%s: %w", s.path, err)
+	}
+	done, err := heartbeat.ImportSeen(m.p.controlDir(), most, heard, m.nowMs, m.report.DryRun)
+	if err != nil {
+		return err
+	}
+	m.report.Peers = importCount{Read: len(heard), Imported: done.Added, Here: done.Here, Expired: done.Expired, Refused: done.Refused}
+	for _, wire := range done.Wires {
+		m.report.note("heartbeat %.60q is not taken: it is not well formed or not signed, or its time of arrival is in the future", wire)
 	}
 	return nil
 }

@@ -417,6 +417,12 @@ func reference(t *testing.T, dir string) (path string) {
 		[]any{key, "alice-abababab-b22122.mesh.test.", []byte("0123456789abcdef0123456789abcdef"), "id-1.mesh.test\nslot-*.mb-*.mesh.test", nowSec, nowSec + 900, 0, "alice@mesh.test", spk, ""},
 		[]any{key, "old.mesh.test.", []byte("0123456789abcdef0123456789abcdef"), "mesh.test", nowSec - 86400, 0, 1, "", "", ""},
 		[]any{key, "md5.mesh.test.", []byte{}, "", nowSec, 0, 0, "", "", ""})
+	const heard = "INSERT INTO heartbeats_seen VALUES (?, ?, ?, 0, 0, '', ?, ?)"
+	p := &patient{}
+	fill("dmp_heartbeats.db", 1, "CREATE TABLE heartbeats_seen (operator_spk_hex, endpoint, wire, ts, exp, version, received_at, remote_addr)",
+		[]any{heard, "a", "https://a.example", string(p.heartbeat(t, 1, "https://a.example", 900)), nowSec - 800, "seed.example"},
+		[]any{heard, "b", "https://b.example", string(p.heartbeat(t, 2, "https://b.example", 10)), nowSec, nil},
+		[]any{heard, "c", "https://c.example", "v=dmp1;t=heartbeat;AAAA", nowSec, "seed.example"})
 	return filepath.Join(dir, "dmp.db")
 }
 
@@ -438,6 +444,13 @@ func TestImport(t *testing.T) {
 	if want := (importCount{Read: 3, Imported: 2, Refused: 1}); first.Tokens != want || first.Keys != want {
 		t.Fatalf("%+v, %+v: %v", first.Tokens, first.Keys, first.Notes)
 	}
+	if want := (importCount{Read: 3, Imported: 2, Refused: 1}); first.Peers != want || dry.Peers != want {
+		t.Fatalf("%+v, %+v: %v", first.Peers, dry.Peers, first.Notes)
+	}
+	if ps := fromJSON[[]controlplane.PeerInfo](t, run(exitOK, "peers", "--json")); len(ps) != 2 || ps[0].Endpoint != "https://a.example" || ps[0].Via != "seed.example" || ps[0].FirstHand {
+		t.Fatalf("%+v", ps)
+	}
+	contains(t, run(exitOK, "peers"), "https://b.example", "told by seed.example")
 	if first.ReadHash != first.HereHash {
 		t.Fatalf("%+v", first)
 	}
@@ -464,7 +477,7 @@ func TestImport(t *testing.T) {
 	// The owner came along: her key's subject cannot be locked away by another, who would own it now.
 	before := run(exitOK, "verify", "--json")
 	second := fromJSON[importReport](t, run(exitOK, "import", "--db-path", db, "--json"))
-	if second.Records.Imported+second.Tokens.Imported+second.Keys.Imported != 0 || second.ReadHash != second.HereHash {
+	if second.Records.Imported+second.Tokens.Imported+second.Keys.Imported+second.Peers.Imported != 0 || second.ReadHash != second.HereHash {
 		t.Fatalf("%+v", second)
 	}
 	a, b := fromJSON[backupReport](t, before), fromJSON[backupReport](t, run(exitOK, "verify", "--json"))

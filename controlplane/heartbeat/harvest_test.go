@@ -379,10 +379,15 @@ func TestSeenStore(t *testing.T) {
 		t.Error("a half-written file is left")
 	}
 
-	added, refused, err := ImportSeen(dir, 5, []Heard{{string(signed(t, 7, "https://n7.example", "n7.example", 900)), "Seed.Example.", nowMs - 1000}, {"junk", "seed.example", 0},
-		{string(signed(t, 8, "https://n8.example", "n8.example", 0)), "seed.example", math.MaxInt64}}, nowMs)
-	if err != nil || added != 1 || refused != 2 {
-		t.Errorf("imported %d, refused %d, %v", added, refused, err)
+	heard := []Heard{{string(signed(t, 7, "https://n7.example", "n7.example", 900)), "Seed.Example.", nowMs - 1000}, {"junk", "seed.example", 0},
+		{string(signed(t, 8, "https://n8.example", "n8.example", 0)), "seed.example", math.MaxInt64}, {string(signed(t, 1, "https://n1.example", "n1.example", 500)), "seed.example", nowMs - 1000}}
+	for _, dry := range []bool{true, false} {
+		if done, err := ImportSeen(dir, 5, heard, nowMs, dry); err != nil || done.Added != 1 || done.Refused != 2 || done.Here != 1 || len(done.Wires) != 2 {
+			t.Errorf("dry %v: %+v %v", dry, done, err)
+		}
+	}
+	if done, err := ImportSeen(dir, 5, heard[:1], nowMs+86400_000*2, true); err != nil || done.Expired != 1 {
+		t.Errorf("two days later: %+v %v", done, err)
 	}
 	if peers, err := ReadSeen(dir, 5, nowMs); err != nil || len(peers) != 2 || peers[0].Endpoint != "https://n7.example" || peers[0].Via != "seed.example" {
 		t.Errorf("%+v %v", peers, err)

@@ -320,23 +320,40 @@ type Heard struct {
 	ReceivedMs int64
 }
 
-// ImportSeen adds what another node had heard to the peers on disk; the caller holds the folder's lock. Nothing of it counts as read
-// first-hand.
-func ImportSeen(dir string, most int, heard []Heard, nowMs int64) (added, refused int, err error) {
+// Imported says what became of each heartbeat.
+type Imported struct {
+	Added, Here, Expired, Refused int
+	Wires                         []string // those refused
+}
+
+// ImportSeen adds what another node had heard to the peers on disk, or with dry only says what it would do; the caller holds the folder's
+// lock. Nothing of it counts as read first-hand.
+func ImportSeen(dir string, most int, heard []Heard, nowMs int64, dry bool) (done Imported, err error) {
 	s := newSeen(most)
 	if err := s.load(vfs.OS, dir, nowMs); err != nil {
-		return 0, 0, err
+		return done, err
 	}
 	for _, x := range heard {
-		h, ok := parse([]byte(x.Wire), nowMs/1000)
+		var h record.Heartbeat
+		r := h.Verify([]byte(x.Wire), nowMs/1000, anySkewSec)
 		via, _ := canonicalZone(x.Via)
-		if !ok || x.ReceivedMs > nowMs || !s.put(&h, []byte(x.Wire), via, false, true, x.ReceivedMs) {
-			refused++
-			continue
+		known := s.peers[peerKey{h.Operator, h.Endpoint}]
+		switch {
+		case r == record.Expired:
+			done.Expired++
+		case r == record.Accepted && known != nil && known.TsSec >= h.TsSec:
+			done.Here++
+		case r == record.Accepted && x.ReceivedMs <= nowMs && s.put(&h, []byte(x.Wire), via, false, true, x.ReceivedMs):
+			done.Added++
+		default:
+			done.Refused++
+			done.Wires = append(done.Wires, x.Wire)
 		}
-		added++
 	}
-	return added, refused, s.save(vfs.OS, dir)
+	if dry {
+		return done, nil
+	}
+	return done, s.save(vfs.OS, dir)
 }
 
 func (s *seen) setList(url string, zones []string) {

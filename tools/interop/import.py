@@ -5,6 +5,8 @@ import os
 import subprocess
 import time
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 import records
 from checks import check, equal, section
 from client import Client
@@ -13,6 +15,7 @@ from nodes import ROOT, Node, Taken, free_port, need_free
 ZONE = "moved.test"
 PORT = 80  # where the client's register saves a token, and looks for it
 TOKEN = "op-moved"
+PEER = "peer." + ZONE  # whose heartbeat the old node itself answers, as a zone beneath its own
 PREKEYS = 25  # of each user: with the identities, 52 records
 LIMIT = 120
 
@@ -34,7 +37,12 @@ class Run:
             raise SystemExit("only dmpd imports")
         self.work, ip = work, free_address()
         port = free_port(ip)
-        self.old = Node("reference", work, "old", ZONE, ip, TOKEN, http_port=PORT, dns_port=port)
+        key = os.path.join(work, "op.hex")
+        with open(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+            f.write(os.urandom(32).hex())
+        self.old = Node("reference", work, "old", ZONE, ip, TOKEN, http_port=PORT, dns_port=port, heartbeat_enabled="1", heartbeat_self_endpoint=f"http://{ZONE}",
+                        heartbeat_operator_key_path=key, heartbeat_seeds=PEER, heartbeat_interval_seconds="2", heartbeat_dns_resolvers=f"{ip}:{port}",
+                        heartbeat_public_seed_urls_disabled="1")
         self.new = Node("dmpd", work, "new", ZONE, ip, TOKEN, http_port=PORT, dns_port=port)
         self.nodes = [self.old, self.new]
 
@@ -78,6 +86,13 @@ class Run:
         check("ivo: register", r.code == 0, r)
         for c in (self.ida, self.ivo):
             self.publish(c, PREKEYS)
+        heartbeat = records.heartbeat(Ed25519PrivateKey.generate(), f"https://{PEER}", PEER)
+        status, _ = self.old.http("POST", f"/v1/records/_dnsmesh-heartbeat.{PEER}", {"value": heartbeat, "ttl": 3600}, TOKEN)
+        equal("a peer's heartbeat can be asked for", status, 201)
+        end = time.monotonic() + LIMIT
+        while heartbeat not in self.old.values(f"_dnsmesh-seen.{ZONE}") and time.monotonic() < end:
+            time.sleep(0.25)
+        check("and the node has heard it", heartbeat in self.old.values(f"_dnsmesh-seen.{ZONE}"))
         self.had = self.records(self.old)
         equal("records", sorted(len(v) for v in self.had.values()), [1, 1, PREKEYS, PREKEYS])
         self.old.stop()
@@ -107,6 +122,9 @@ class Run:
         check("the audit is taken over, with its times", got["audit"]["imported"] == got["audit"]["read"] > 1 and "issued" in events and "used" in events
               and all(abs(r["ts_ms"] / 1000 - time.time()) < 3600 for r in rows), (got["audit"], rows[:4]))
         equal("what was read answers here", got["here_hash"], got["read_hash"])
+        equal("the peer's heartbeat is taken", (got["heartbeats"]["imported"], got["heartbeats"]["refused"]), (1, 0))
+        p = subprocess.run([os.path.join(ROOT, "bin/dmpd"), "peers", "--state-dir", self.new.dir, "--json"], capture_output=True, text=True, timeout=LIMIT)
+        equal("dmpd peers shows it", [n["endpoint"] for n in json.loads(p.stdout)], [f"https://{PEER}"])
         again = self.run()
         equal("a second time: all of it is here", [(again[k]["imported"], again[k]["here_already"]) for k in ("records", "tokens", "tsig_keys", "audit")], [(0, first), (0, 1), (0, 1), (0, got["audit"]["read"])])
         equal("and the hash is the same", again["read_hash"], got["read_hash"])

@@ -3,12 +3,15 @@
 import base64
 import json
 import os
+import subprocess
 import time
 
 from checks import check, equal, section
 from client import Client
-from nodes import DNS_PORT, HTTP_PORT, Node
-from records import mailbox
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import records
+from nodes import DNS_PORT, HTTP_PORT, ROOT, Node
 
 TOKEN = "op-mesh"
 LIMIT = 60  # seconds for what takes a round or two of 5 s
@@ -72,6 +75,8 @@ class Run:
         self.peers()
         self.users()
         self.claims()
+        if self.east.impl == "dmpd":
+            self.commands()
 
     def see(self):
         section("each appears in the others' seen graphs")
@@ -118,7 +123,7 @@ class Run:
         for c, other in ((self.uma, "vic@west.test"), (self.vic, "uma@east.test")):
             r = c("identity", "fetch", other, "--add")
             check(f"{c.user}: identity fetch {other}", r.code == 0, r)
-        self.box = mailbox(self.vic.show()["user_id"])
+        self.box = records.mailbox(self.vic.show()["user_id"])
 
     def claimed(self, node):
         return {v for n in range(10) for v in node.values(f"claim-{n}.mb-{self.box}.{node.zone}")}
@@ -144,3 +149,39 @@ class Run:
             equal("vic's node holds no claim", self.claimed(self.west), set())
             r = self.vic("recv", "--primary-only")
             check(f"vic receives {text}", r.has(text), r)
+
+    def dmpd(self, *arguments):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("DMP_")} | self.east.env
+        p = subprocess.run([os.path.join(ROOT, "bin/dmpd"), *arguments], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+        return p.returncode, p.stdout, p.stderr
+
+    def commands(self):
+        section("the operator's commands, against the running mesh")
+        here = ("--state-dir", self.east.dir)
+        code, out, err = self.dmpd("peers", "--json", *here)
+        got = {n["zone"]: n["first_hand"] for n in json.loads(out or "[]")}
+        equal("dmpd peers: the two others, each read at its own zone", got, {"west.test": True, "north.test": True})
+        resolvers = [word for r in self.resolvers.split(",") for word in ("--resolver", r)]
+        code, out, err = self.dmpd("doctor", *resolvers, "--port", str(DNS_PORT), "--json", *here)
+        found = {f["check"]: f["verdict"] for f in json.loads(out or "[]")}
+        check("dmpd doctor finds nothing that fails", code == 0 and "FAIL" not in found.values(), out + err)
+        want = ("delegation", "dns-udp", "dns-tcp", "apex-soa", "apex-ns", "apex-a", "0x20", "edns", "nxdomain", "unsigned-update", "http", "registration", "heartbeat", "seen-graph", "claim", "port-holder")
+        equal("and passes what a node on loopback can", [c for c in want if found.get(c) != "PASS"], [])
+
+        section("bootstrap records")
+        operator, signer = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        path = os.path.join(self.work, "signer.key")
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
+            f.write(signer.private_bytes_raw())
+        manifest = records.cluster_manifest(operator, "east.test", [("a", f"http://{self.east.ip}:{HTTP_PORT}", f"{self.east.ip}:{DNS_PORT}")])
+        status, _ = self.east.http("POST", "/v1/records/cluster.east.test", {"value": manifest, "ttl": 3600}, TOKEN)
+        equal("the cluster's manifest is there", status, 201)
+        for n in ("first", "second"):  # the second takes the first one's place
+            code, out, err = self.dmpd("bootstrap", "sign", "east.test", "--key", path, "--cluster", f"east.test={records.public(operator).hex()}", "--publish", "--json", *(() if n == "second" else ("--seq", "1")), *here)
+            check(f"dmpd bootstrap sign --publish, {n}", code == 0, out + err)
+        equal("one record answers", len(self.east.values("_dmp.east.test")), 1)
+        code, out, err = self.dmpd("bootstrap", "show", "east.test", "--signer", records.public(signer).hex(), *resolvers)
+        check("dmpd bootstrap show finds the cluster", code == 0 and "taken by readers" in out, out + err)
+        for step in (("bootstrap", "pin", "east.test", records.public(signer).hex()), ("bootstrap", "fetch"), ("bootstrap", "discover", "uma@east.test")):
+            r = self.uma(*step)
+            check("the stock client: " + " ".join(step[:2]), r.code == 0, r)

@@ -36,6 +36,14 @@ def _signed(prefix, body, key):
     return prefix + base64.b64encode(body + key.sign(body)).decode()
 
 
+def heartbeat(key, endpoint, zone, life=3600):
+    """A heartbeat of a node that takes claims from anybody."""
+    now = int(time.time())
+    name, at = endpoint.encode(), zone.encode()
+    body = b"DMPHB03" + struct.pack(">H", len(name)) + name + public(key) + b"\x01" + b"1" + struct.pack(">HB", 1, len(at)) + at + struct.pack(">QQ", now, now + life)
+    return _signed("v=dmp1;t=heartbeat;", body, key)
+
+
 def claim(zone, slot, life=600, ts=None, key=None, now=None):
     """A claim, as a sender publishes it to a provider or to the recipient's node."""
     key = key or Ed25519PrivateKey.generate()
