@@ -39,15 +39,9 @@ func (s *Server) startHeartbeat(c *config.Config) {
 		return
 	}
 	s.heart = w
-	if ttlSec := c.Int("DNS_TTL"); ttlSec > dnsTTLFresh {
-		s.log.Warn("heartbeats may be stale when they are read from a resolver's cache: DMP_DNS_TTL of 60 or less avoids that", "ttl", ttlSec)
-	}
 	operator := w.Operator()
 	s.log.Info("heartbeat", "endpoint", endpoint, "operator", fmt.Sprintf("%x", operator), "zone", s.zone)
 }
-
-// dnsTTLFresh is the longest TTL of answers, in seconds, with which a heartbeat is fresh at the end of its way (heartbeat.go, roundMax).
-const dnsTTLFresh = 60
 
 func (s *Server) heartbeatSettings() heartbeat.Settings {
 	c := s.config.Load()

@@ -82,7 +82,7 @@ func (s *Server) landing(w http.ResponseWriter) {
 	body, err := s.render(&s.pages.landing, landingPage, func() any {
 		c := s.config.Load()
 		data := struct {
-			Identity, Host, Zone, Mode                  string
+			Identity, Host, Zone, Mode, Operator        string
 			Healthy                                     bool
 			Why                                         string
 			Records                                     string
@@ -98,6 +98,9 @@ func (s *Server) landing(w http.ResponseWriter) {
 			Heart: s.heart != nil, LifeDays: c.Int("REGISTRATION_TOKEN_TTL_SECONDS") / 86400, Allowlist: c.List("REGISTRATION_ALLOWLIST"), Version: config.Version,
 		}
 		data.Peers, data.More = s.directory()
+		if s.heart != nil {
+			data.Operator = fmt.Sprintf("%x", s.heart.Operator())
+		}
 		data.Why = s.unhealthy()
 		data.Healthy = data.Why == ""
 		data.Host = strings.TrimPrefix(strings.TrimPrefix(data.Identity, "https://"), "http://")

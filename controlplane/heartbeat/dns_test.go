@@ -21,7 +21,8 @@ type server struct {
 	ad      bool
 	noEDNS  bool
 	silent  bool
-	another bool // answers another question
+	slow    string // names with this in them get no answer
+	another bool   // answers another question
 }
 
 func (s *server) set(name string, values ...[]byte) {
@@ -43,7 +44,7 @@ func (s *server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	s.queries.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.silent {
+	if s.silent || s.slow != "" && strings.Contains(q.Question[0].Name, s.slow) {
 		return
 	}
 	m := new(dns.Msg)

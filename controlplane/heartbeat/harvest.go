@@ -153,7 +153,7 @@ func (w *Worker) harvest(ctx context.Context, s *Settings) {
 	w.resolvers.Use(s.Resolvers)
 	w.fetchLists(ctx, s)
 	targets := w.targets(s, time.Now())
-	ctx, cancel := context.WithTimeout(ctx, harvestMax)
+	ctx, cancel := context.WithTimeout(ctx, w.askFor)
 	defer cancel()
 	work := make(chan target)
 	type result struct {
@@ -165,16 +165,16 @@ func (w *Worker) harvest(ctx context.Context, s *Settings) {
 	for range min(harvestAtOnce, len(targets)) {
 		wg.Go(func() {
 			for t := range work {
+				if ctx.Err() != nil { // not asked, so not failed
+					w.stats.ZonesSkipped.Add(1)
+					continue
+				}
 				results <- result{t, w.harvestZone(ctx, t, s)}
 			}
 		})
 	}
 	for _, t := range targets {
-		select {
-		case work <- t:
-		case <-ctx.Done():
-			w.stats.ZonesSkipped.Add(1)
-		}
+		work <- t
 	}
 	close(work)
 	wg.Wait()

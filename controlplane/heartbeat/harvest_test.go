@@ -299,6 +299,51 @@ func TestTargets(t *testing.T) {
 	}
 }
 
+// TestSlowZones: zones that do not answer cost a round no more than its time, and the others nothing.
+func TestSlowZones(t *testing.T) {
+	t.Parallel()
+	s, m := startServer(t, "127.0.0.1"), &memory{}
+	s.change(func(s *server) { s.slow = "slow" })
+	seeds := []string{"good.example"}
+	for i := range 20 {
+		seeds = append(seeds, fmt.Sprintf("slow%d.example", i))
+	}
+	w := mesh(t, s, m, func(x *Settings) { x.Seeds = seeds })
+	w.askFor = 3 * time.Second
+	s.set("_dnsmesh-heartbeat.good.example", signed(t, 2, "https://good.example", "good.example", 0))
+	round(t, w)
+	if got := graph(t, m); !slices.Equal(got, []string{"good.example"}) {
+		t.Errorf("%q", got)
+	}
+	if st := w.Stats(); st.ZonesOK.Load() != 1 || st.ZonesFailed.Load() != harvestAtOnce || st.ZonesSkipped.Load() != 20-harvestAtOnce {
+		t.Errorf("ok %d, failed %d, skipped %d", st.ZonesOK.Load(), st.ZonesFailed.Load(), st.ZonesSkipped.Load())
+	}
+	// The next round begins with those that were left out.
+	for _, x := range w.targets(&Settings{Seeds: seeds, MaxPeers: 12}, time.Now()) {
+		if w.asked[x.zone] != nil && x.zone != "good.example" {
+			t.Errorf("%s again", x.zone)
+		}
+	}
+}
+
+// TestValidated: where validated answers are wanted, others count for nothing.
+func TestValidated(t *testing.T) {
+	t.Parallel()
+	s, m := startServer(t, "127.0.0.1"), &memory{}
+	w := mesh(t, s, m, func(x *Settings) { x.Seeds, x.DNSSEC = []string{"seed.example"}, true })
+	s.set("_dnsmesh-heartbeat.seed.example", signed(t, 2, "https://seed.example", "seed.example", 0))
+	round(t, w)
+	if n := w.Stats().NotAD.Load(); len(graph(t, m)) != 0 || n == 0 {
+		t.Errorf("%q, %d dropped", graph(t, m), n)
+	}
+	s.change(func(s *server) { s.ad = true })
+	w.resolvers = Resolvers{} // a minute passed
+	round(t, w)
+	if got := graph(t, m); !slices.Equal(got, []string{"seed.example"}) {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestSeenStore: bounds, replacement, expiry, and the file.
 func TestSeenStore(t *testing.T) {
 	t.Parallel()

@@ -90,6 +90,7 @@ type Worker struct {
 	listNext  map[string]time.Time
 	published map[string]bool // of the seen graph
 	saved     time.Time
+	askFor    time.Duration // harvestMax, but in tests
 
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -128,7 +129,7 @@ func (w *Worker) Peers() []*Peer {
 
 // New makes a worker. An error means that the node could never publish a heartbeat.
 func New(o Options) (*Worker, error) {
-	w := &Worker{o: o, seen: newSeen(o.SeenMax), asked: map[string]*asked{}, listNext: map[string]time.Time{}, published: map[string]bool{}}
+	w := &Worker{o: o, seen: newSeen(o.SeenMax), asked: map[string]*asked{}, listNext: map[string]time.Time{}, published: map[string]bool{}, askFor: harvestMax}
 	w.resolvers.Log = o.Log
 	w.zone, _ = canonicalZone(o.Zone)
 	copy(w.operator[:], o.Key.Public().(ed25519.PublicKey))

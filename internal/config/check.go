@@ -126,6 +126,38 @@ func (c *Config) checkHTTP(warnings, errs *Problems) {
 	if c.Bool("HEARTBEAT_ENABLED") && (c.String("HEARTBEAT_SELF_ENDPOINT") == "" || c.String("HEARTBEAT_OPERATOR_KEY_PATH") == "") {
 		warnings.add("HEARTBEAT_ENABLED", "1", "has no effect without DMP_HEARTBEAT_SELF_ENDPOINT and DMP_HEARTBEAT_OPERATOR_KEY_PATH", "")
 	}
+	if c.Bool("HEARTBEAT_ENABLED") {
+		c.checkHeartbeat(warnings)
+	}
+}
+
+// checkHeartbeat warns of what the heartbeat will leave out. None of it keeps the node from running (federation.md 4).
+func (c *Config) checkHeartbeat(warnings *Problems) {
+	remote := len(c.List("HEARTBEAT_DNS_RESOLVERS")) == 0
+	for _, text := range c.List("HEARTBEAT_DNS_RESOLVERS") {
+		ap, err := netip.ParseAddrPort(text)
+		if err != nil {
+			var a netip.Addr
+			a, err = netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
+			ap = netip.AddrPortFrom(a, 53)
+		}
+		if err != nil || ap.Port() == 0 {
+			warnings.add("HEARTBEAT_DNS_RESOLVERS", text, "is not a resolver, and is not asked", "Write it like 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:53")
+			continue
+		}
+		remote = remote || !ap.Addr().IsLoopback()
+	}
+	if c.Bool("HEARTBEAT_DNSSEC_REQUIRED") && remote {
+		warnings.add("HEARTBEAT_DNSSEC_REQUIRED", "1", "proves nothing if the way to the resolver is open: whoever can change an answer can set its AD bit", "Run a validating resolver on this machine, and name it in DMP_HEARTBEAT_DNS_RESOLVERS")
+	}
+	for _, u := range c.List("HEARTBEAT_PUBLIC_SEED_URLS") {
+		if p, err := url.Parse(u); err != nil || p.Scheme != "https" || p.Host == "" || p.User != nil {
+			warnings.add("HEARTBEAT_PUBLIC_SEED_URLS", u, "is not an https URL, and is not fetched", "")
+		}
+	}
+	if c.Int("DNS_TTL") > 60 {
+		warnings.add("DNS_TTL", c.String("DNS_TTL"), "lets heartbeats grow stale in resolvers' caches: readers take none over 300 s", "Set DMP_DNS_TTL to 60 or less")
+	}
 }
 
 // acmeDomainsMax bounds ACME_DOMAINS: each is a certificate of its own, and Let's Encrypt issues 50 a week for a registered domain.

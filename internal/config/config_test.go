@@ -99,6 +99,33 @@ func TestLenient(t *testing.T) {
 	}
 }
 
+// TestHeartbeatWarnings: what the heartbeat will leave out is said, and keeps nothing from running.
+func TestHeartbeatWarnings(t *testing.T) {
+	base := []string{local, "DMP_HEARTBEAT_ENABLED=1", "DMP_HEARTBEAT_SELF_ENDPOINT=https://a.test", "DMP_HEARTBEAT_OPERATOR_KEY_PATH=/k", "DMP_DOMAIN=a.test"}
+	for _, x := range []struct {
+		environ []string
+		want    []string
+	}{
+		{[]string{"DMP_HEARTBEAT_DNS_RESOLVERS=192.0.2.1,[2001:db8::1]:53,2001:db8::1"}, nil},
+		{[]string{"DMP_HEARTBEAT_DNS_RESOLVERS=host,192.0.2.1:0"}, []string{`"host"`, `"192.0.2.1:0"`}},
+		{[]string{"DMP_HEARTBEAT_DNSSEC_REQUIRED=1", "DMP_HEARTBEAT_DNS_RESOLVERS=127.0.0.1"}, nil},
+		{[]string{"DMP_HEARTBEAT_DNSSEC_REQUIRED=1", "DMP_HEARTBEAT_DNS_RESOLVERS=127.0.0.1,192.0.2.1"}, []string{"DNSSEC_REQUIRED"}},
+		{[]string{"DMP_HEARTBEAT_DNSSEC_REQUIRED=1"}, []string{"DNSSEC_REQUIRED"}},
+		{[]string{"DMP_HEARTBEAT_PUBLIC_SEED_URLS=https://a.test/x,http://b.test/x"}, []string{"http://b.test/x"}},
+		{[]string{"DMP_DNS_TTL=300"}, []string{"DNS_TTL"}},
+	} {
+		c, warnings, errs := resolve(t, append(x.environ, base...), "", nil)
+		if c == nil || len(errs) > 0 || len(warnings) != len(x.want) {
+			t.Errorf("%q: %v, %v", x.environ, warnings, errs)
+		}
+		for _, w := range x.want {
+			if !strings.Contains(warnings.Error(), w) {
+				t.Errorf("%q: %v", x.environ, warnings)
+			}
+		}
+	}
+}
+
 func TestZone(t *testing.T) {
 	c, _, _ := resolve(t, []string{local, "DMP_NODE_HOSTNAME=node.test", "DMP_DOMAIN=Mesh.Test."}, "", nil)
 	if c.Zone() != "mesh.test" || c.StateDir() != "/var/lib/dmp" {
