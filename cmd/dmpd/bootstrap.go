@@ -27,7 +27,7 @@ func init() {
 		&command{name: "bootstrap sign", args: "DOMAIN --key FILE --cluster [PRIORITY:]DOMAIN=KEY... [--seq N] [--expires DUR] [--publish] [--json]", short: "Make a bootstrap record: the clusters that serve a domain's users", run: bootstrapSign,
 			long: `KEY is the cluster operator's Ed25519 public key in hex; clusters without a priority come in the order given. The record is printed with
 its owner name. With --publish the node stores it there too, for as long as DMP_MAX_TTL lets anything live, and takes away what the same key
-signed earlier: run it again (a daily timer) before that is over. FILE is as for DMP_HEARTBEAT_OPERATOR_KEY_PATH.`,
+signed earlier: run it again (by a timer, twice a day) before that is over. FILE is as for DMP_HEARTBEAT_OPERATOR_KEY_PATH.`,
 			example: "dmpd bootstrap sign example.com --key signer.key --cluster mesh.example.com=8a88...22 --expires 365d --publish"},
 		&command{name: "bootstrap show", args: "DOMAIN [--signer KEY] [--resolver IP[:PORT]]... [--json]", short: "Look a domain's bootstrap records up and check them", run: bootstrapShow,
 			long:    "Each record is checked, and of the one that readers take each cluster's manifest too. Without --signer every record is taken to be of the\nkey that it names, which proves nothing about who that is. The exit code is 0 if a reader would find a cluster.",

@@ -90,6 +90,7 @@ type Worker struct {
 	listNext  map[string]time.Time
 	published map[string]bool // of the seen graph
 	saved     time.Time
+	problem   string        // of the last round, as it was logged
 	askFor    time.Duration // harvestMax, but in tests
 
 	cancel context.CancelFunc
@@ -211,16 +212,24 @@ func (w *Worker) round(ctx context.Context) error {
 	if err := w.publishGraph(ctx, &s); err != nil {
 		return w.failed(ctx, "the seen graph cannot be published", err)
 	}
+	if w.problem != "" {
+		w.problem = ""
+		w.o.Log.Info("the heartbeat and the seen graph are published again")
+	}
 	if w.o.Dir != "" && time.Since(w.saved) > saveEvery {
 		w.save()
 	}
 	return nil
 }
 
+// failed counts a failure, and logs it unless the last round failed in the same way: rounds that fail come every two seconds.
 func (w *Worker) failed(ctx context.Context, what string, err error) error {
 	if ctx.Err() == nil {
 		w.stats.PublishFailures.Add(1)
-		w.o.Log.Warn(what, "err", err)
+		if text := what + err.Error(); text != w.problem {
+			w.problem = text
+			w.o.Log.Warn(what, "err", err)
+		}
 	}
 	return err
 }

@@ -26,6 +26,8 @@ const (
 	staleSec = record.HeartbeatSkewSec + 75
 	// firstHandMs is how long a reading at the peer's own zone counts.
 	firstHandMs = 3600_000
+	// evictShare: this part of a full store is given up at once.
+	evictShare = 100
 	// seenRowMax bounds a line of the file: the wire has 1200 characters, the zones 253 each.
 	seenRowMax = 4096
 	seenFile   = "seen"
@@ -106,23 +108,25 @@ func (s *seen) put(h *record.Heartbeat, wire []byte, via string, own, trusted bo
 	return true
 }
 
-// evict makes room: among the peers that a zone told of, or of all, for one not heard lately or at least never read at its own zone.
-// A quota gives up only what is stale.
+// evict makes room: among the peers that a zone told of, for one that is stale; or among all, for some at once, so that a full store is
+// not searched for each newcomer, but not for those read at their own zone a short while ago.
 func (s *seen) evict(via string, nowMs int64) bool {
-	var worst *Peer
+	var out []*Peer
 	for _, p := range s.peers {
-		if via != "" && (p.Via != via || nowMs-p.ReceivedMs < staleSec*1000) {
-			continue
-		}
-		if worst == nil || compareEvict(p, worst, nowMs) < 0 {
-			worst = p
+		stale := nowMs-p.ReceivedMs >= staleSec*1000
+		if via != "" && p.Via == via && stale || via == "" && (stale || !p.FirstHand(nowMs)) {
+			out = append(out, p)
 		}
 	}
-	if worst == nil || via == "" && worst.FirstHand(nowMs) && nowMs-worst.ReceivedMs < staleSec*1000 {
-		return false
+	slices.SortFunc(out, func(a, b *Peer) int { return compareEvict(a, b, nowMs) })
+	n := 1
+	if via == "" {
+		n = max(1, s.max/evictShare)
 	}
-	s.remove(worst)
-	return true
+	for _, p := range out[:min(n, len(out))] {
+		s.remove(p)
+	}
+	return len(out) > 0
 }
 
 // compareEvict puts first what goes first: what was told of before what was read, then the longest unheard.
@@ -245,8 +249,18 @@ func writeFile(fs vfs.FS, dir, name string, b []byte) error {
 	return fs.SyncDir(dir)
 }
 
-// load reads the file. No file is an empty one.
+// load reads the file. No file is an empty one, and one that does not read leaves the store empty.
 func (s *seen) load(fs vfs.FS, dir string, nowMs int64) error {
+	err := s.read(fs, dir, nowMs)
+	if err != nil {
+		clear(s.peers)
+		clear(s.introduced)
+		clear(s.lists)
+	}
+	return err
+}
+
+func (s *seen) read(fs vfs.FS, dir string, nowMs int64) error {
 	f, err := fs.OpenFile(filepath.Join(dir, seenFile), os.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -259,7 +273,7 @@ func (s *seen) load(fs vfs.FS, dir string, nowMs int64) error {
 	if err != nil {
 		return err
 	}
-	if size > int64(s.max+len(s.lists)+1)*seenRowMax+listsMax*listZonesMax*256 {
+	if size > int64(s.max+1)*seenRowMax+listsMax*listZonesMax*256 {
 		return fmt.Errorf("%w: %d bytes for %d peers at most", ErrSeenFile, size, s.max)
 	}
 	b := make([]byte, size)
@@ -330,7 +344,7 @@ type Imported struct {
 // lock. Nothing of it counts as read first-hand.
 func ImportSeen(dir string, most int, heard []Heard, nowMs int64, dry bool) (done Imported, err error) {
 	s := newSeen(most)
-	if err := s.load(vfs.OS, dir, nowMs); err != nil {
+	if err := s.load(vfs.OS, dir, nowMs); err != nil && !errors.Is(err, ErrSeenFile) { // a damaged cache is an empty one
 		return done, err
 	}
 	for _, x := range heard {
