@@ -620,7 +620,7 @@ func (x *examination) heartbeat() {
 	found := fmt.Sprintf("%s, signed %d s ago", h.Endpoint, age)
 	switch {
 	case age > freshSec || age < -clockWarnSec:
-		x.add("heartbeat", fail, found, "readers take none over 300 s or ahead of their clock: does the HTTP process run (`dmpd status`), are the clocks right, is DMP_DNS_TTL at most 60?")
+		x.add("heartbeat", fail, found, "readers take none over 300 s or ahead of their clock: does the HTTP process run (`dmpd status`), are the clocks right, does a cache keep answers for too long?")
 	case x.url != nil && !strings.EqualFold(h.Endpoint, x.url.Scheme+"://"+x.url.Host):
 		x.add("heartbeat", warn, found+", which is not "+x.url.String(), "DMP_HEARTBEAT_SELF_ENDPOINT is what strangers connect to")
 	default:

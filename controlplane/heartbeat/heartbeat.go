@@ -24,7 +24,7 @@ import (
 const (
 	// roundMax is the longest time between two rounds, whatever is configured. Readers take a heartbeat for HeartbeatSkewSec = 300 s
 	// from its signing. The path to a client that reads our seen graph is: a peer's heartbeat as old as the peer's round, a resolver's
-	// cache (60 s), our round, the client's cache (60 s). With 75 s that is 270 s at the most.
+	// cache (30 s, of other nodes 60 s), our round, the client's cache (30 s). With 75 s that is 240 s at the most.
 	roundMax = 75 * time.Second
 	// siblingSec is how old a heartbeat of our key at another endpoint may be before it is taken for one that an earlier start left: nodes
 	// of a cluster may share the key, and the slowest signs anew every 300 s.

@@ -285,10 +285,31 @@ func appendTXT(dst, msg []byte, qEnd int, edns *wire.EDNS, set store.RRset, live
 		return Truncated(dst, msg, qEnd, edns, e), Result{Kind: Positive, Truncated: true}
 	}
 	ttlSec := uint32(min(int64(e.Zone.TTLSec), (firstExpMs-e.NowMs)/1000))
+	if msg[wire.HeaderSize+1] == '_' && ofMesh(msg[wire.HeaderSize+2:]) {
+		ttlSec = min(ttlSec, meshTTLSec)
+	}
 	dst = wire.AppendReply(dst, msg, qEnd, wire.NoError, true)
 	dst, n, _ := set.AppendAnswers(dst, ttlSec, e.NowMs, size)
 	wire.Count(dst, start, wire.Answers, n)
 	return appendOPT(dst, start, edns, wire.NoError, wire.OK, e), Result{Kind: Positive}
+}
+
+// meshTTLSec is the longest TTL of heartbeats and seen graphs: readers take none over 300 s, so that a cache may hold them for a small part
+// of that (federation.md 17).
+const meshTTLSec = 30
+
+// ofMesh says whether a first label goes on, behind its underscore, as those of heartbeats and seen graphs do.
+func ofMesh(label []byte) bool {
+	const name = "dnsmesh-"
+	if len(label) < len(name) {
+		return false
+	}
+	for i := range len(name) {
+		if label[i]|0x20 != name[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // appendApex answers from the configuration; ok is false if it has nothing of that type.

@@ -301,6 +301,14 @@ func TestTXTAnswers(t *testing.T) {
 	if s, _ := texts("long.mesh.test"); len(s) != 1 || len(s[0]) != 3 || len(s[0][0]) != 255 || len(s[0][1]) != 255 || strings.Join(s[0], "") != long {
 		t.Error(s)
 	}
+	for _, name := range []string{"_dnsmesh-heartbeat.mesh.test", "_dnsmesh-seen.mesh.test", "_dmp.mesh.test", "_d.mesh.test"} {
+		n.add(name, 300, "v")
+	}
+	for name, want := range map[string]uint32{"_dnsmesh-heartbeat.mesh.test": meshTTLSec, "_DNSmesh-Seen.mesh.test": meshTTLSec, "_dmp.mesh.test": 60, "_d.mesh.test": 60} {
+		if s, ttl := texts(name); len(s) != 1 || ttl != want {
+			t.Errorf("%s: %q, TTL %d, want %d", name, s, ttl, want)
+		}
+	}
 	if s, _ := texts("empty.mesh.test"); len(s) != 1 || len(s[0]) != 1 || s[0][0] != "" {
 		t.Errorf("%q", s)
 	}

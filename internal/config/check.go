@@ -155,9 +155,6 @@ func (c *Config) checkHeartbeat(warnings *Problems) {
 			warnings.add("HEARTBEAT_PUBLIC_SEED_URLS", u, "is not an https URL, and is not fetched", "")
 		}
 	}
-	if c.Int("DNS_TTL") > 60 {
-		warnings.add("DNS_TTL", c.String("DNS_TTL"), "lets heartbeats grow stale in resolvers' caches: readers take none over 300 s", "Set DMP_DNS_TTL to 60 or less")
-	}
 }
 
 // acmeDomainsMax bounds ACME_DOMAINS: each is a certificate of its own, and Let's Encrypt issues 50 a week for a registered domain.

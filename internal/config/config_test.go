@@ -112,7 +112,6 @@ func TestHeartbeatWarnings(t *testing.T) {
 		{[]string{"DMP_HEARTBEAT_DNSSEC_REQUIRED=1", "DMP_HEARTBEAT_DNS_RESOLVERS=127.0.0.1,192.0.2.1"}, []string{"DNSSEC_REQUIRED"}},
 		{[]string{"DMP_HEARTBEAT_DNSSEC_REQUIRED=1"}, []string{"DNSSEC_REQUIRED"}},
 		{[]string{"DMP_HEARTBEAT_PUBLIC_SEED_URLS=https://a.test/x,http://b.test/x"}, []string{"http://b.test/x"}},
-		{[]string{"DMP_DNS_TTL=300"}, []string{"DNS_TTL"}},
 	} {
 		c, warnings, errs := resolve(t, append(x.environ, base...), "", nil)
 		if c == nil || len(errs) > 0 || len(warnings) != len(x.want) {
