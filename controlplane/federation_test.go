@@ -127,8 +127,12 @@ func TestDirectory(t *testing.T) {
 	if err := (&AdminClient{control}).Call(context.Background(), "peers.list", nil, &infos); err != nil || len(infos) != len(heard) || !infos[0].Provider || infos[0].FirstHand || infos[0].Via != "seed.test" {
 		t.Errorf("%+v %v", infos, err)
 	}
-	metrics := n.do("GET", "/metrics", "operator", "").body
-	for _, want := range []string{fmt.Sprintf("dmpd_heartbeat_peers %d.0", len(heard)), `dmpd_heartbeat_rejected_total{reason="signature"} 0.0`, "dmpd_heartbeat_age_seconds "} {
+	var metrics string
+	eventually(t, "the node has announced itself", func() bool { // once it has, its age is there
+		metrics = n.do("GET", "/metrics", "operator", "").body
+		return strings.Contains(metrics, "dmpd_heartbeat_age_seconds ")
+	})
+	for _, want := range []string{fmt.Sprintf("dmpd_heartbeat_peers %d.0", len(heard)), `dmpd_heartbeat_rejected_total{reason="signature"} 0.0`} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("no %s in the metrics", want)
 		}
