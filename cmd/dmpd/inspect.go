@@ -288,7 +288,7 @@ func (n *inspector) state(lsn uint64, kind tsig.StateKind, body []byte) error {
 	return n.line(append(fs, field{"kind", fmt.Sprintf("control-%d", kind)}, field{"body", string(body)})...)
 }
 
-var opNames = map[record.OpKind]string{record.OpAdd: "add", record.OpDelete: "delete", record.OpDeleteRRset: "delete-rrset", record.OpMerge: "merge", record.OpReplace: "replace"}
+var opNames = map[record.OpKind]string{record.OpAdd: "add", record.OpDelete: "delete", record.OpDeleteRRset: "delete-rrset", record.OpMerge: "merge", record.OpReplace: "replace", record.OpOffer: "offer"}
 
 func (n *inspector) request(lsn uint64, payload []byte) error {
 	r, void, err := record.ReadRequest(payload)

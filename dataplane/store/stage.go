@@ -23,9 +23,9 @@ const (
 
 func rcodeOf(c record.Code) uint8 {
 	switch c {
-	case record.CodeStored, record.CodeUnchanged, record.CodeAbsent:
+	case record.CodeStored, record.CodeUnchanged, record.CodeAbsent, record.CodeRefreshed:
 		return rcodeNoError
-	case record.CodeFull, record.CodeQuota, record.CodeTooBig, record.CodeStamp:
+	case record.CodeFull, record.CodeQuota, record.CodeTooBig, record.CodeStamp, record.CodeTombstoned:
 		return rcodeRefused
 	case record.CodeKey:
 		return rcodeNotAuth
@@ -205,13 +205,16 @@ func (st *stage) decide(b *Batch) Result {
 	var n int
 	code := record.CodeUnchanged
 	refused := record.CodeStored // of merges: one of them does not undo the others
-	deletes := 0
+	deletes, refreshed := 0, 0
 	for i := range b.Ops {
 		op := &b.Ops[i]
 		c := st.apply(op)
 		switch {
 		case c == record.CodeStored:
 			n++
+		case c == record.CodeRefreshed:
+			n++
+			refreshed++
 		case c == record.CodeAbsent:
 			deletes++
 		case c != record.CodeUnchanged:
@@ -234,6 +237,8 @@ func (st *stage) decide(b *Batch) Result {
 	switch {
 	case refused != record.CodeStored:
 		code = refused
+	case n > 0 && n == refreshed:
+		code = record.CodeRefreshed
 	case n > 0:
 		code = record.CodeStored
 	case deletes > 0 && deletes == len(b.Ops):
@@ -310,6 +315,8 @@ func (st *stage) apply(op *record.Op) record.Code {
 		return code
 	case record.OpMerge:
 		return st.merge(op)
+	case record.OpOffer:
+		return st.offer(op)
 	}
 	return record.CodeFailed
 }
@@ -377,6 +384,99 @@ func (st *stage) add(op *record.Op, mayDelete bool) record.Code {
 		e.mark = markRefresh
 	}
 	return record.CodeStored
+}
+
+// Rules for what a peer without stamps offers (cluster.md 17.4, 8.5).
+const (
+	// offerSlopMs: a longer life counts as a refresh only beyond what clocks and round trips make of the same one, and a copy that was
+	// accepted so shortly after a delete is taken for an older one.
+	offerSlopMs = 5_000
+	// offerOldMs: a life that does not exceed the deleted one's by more is the deleted one's, whatever its stamp says: a relay gives
+	// what it copied a new stamp.
+	offerOldMs = 10_000
+	// offerValuesFactor: a name takes that many times the values from peers that it takes from its writers (cluster.md 15, W11), so that
+	// nodes that filled it at the same time agree, and a hostile one ends somewhere.
+	offerValuesFactor = 2
+)
+
+// offer decides on a value that a peer has, which knows its remaining life and when it took it itself, and nothing of deletes.
+func (st *stage) offer(op *record.Op) record.Code {
+	r := op.Row
+	if r.Add > record.HLCAt(st.nowMs+record.HLCAheadMs)|1<<16-1 {
+		return record.CodeStamp
+	}
+	if r.ExpMs <= st.nowMs {
+		return record.CodeUnchanged // it ended on its way
+	}
+	s, t := st.change(r.Name)
+	e := s.find(r.RDATA)
+	if e != nil && e.live(st.nowMs) {
+		if r.ExpMs <= e.expMs+offerSlopMs {
+			return record.CodeUnchanged
+		}
+		// The pair (add, exp) must win wherever it comes to; importers of one stamp make one pair.
+		e.add, e.expMs = max(e.add, r.Add), r.ExpMs
+		e.flags |= offerFlags(op)
+		e.mark = markPut
+		if e.known {
+			e.mark = markRefresh
+		}
+		st.hlc = max(st.hlc, e.add)
+		return record.CodeRefreshed
+	}
+	hash := record.HashOf(r.RDATA)
+	var del record.HLC
+	if e == nil {
+		if i := slices.IndexFunc(s.elements, func(e element) bool { return e.rdata == nil && e.sum() == hash }); i >= 0 {
+			e = &s.elements[i]
+		}
+	}
+	d, buried := st.tomb(s.name, hash)
+	if e != nil && e.gone && e.del >= d.del { // deleted in this group
+		d, buried = tomb{del: e.del, expMs: e.expMs}, true
+	}
+	if buried {
+		del = d.del
+		if !op.CapExempt && (r.Add.Ms() <= del.Ms()+offerSlopMs || r.ExpMs <= d.expMs+offerOldMs) {
+			return record.CodeTombstoned
+		}
+	}
+	if e == nil {
+		rdataBytes := len(r.RDATA)
+		for i := range s.elements {
+			rdataBytes += len(s.elements[i].rdata)
+		}
+		if len(s.elements) == 1<<16-1 || blockLen(len(s.name), len(s.elements)+1, rdataBytes) > blockMax {
+			return record.CodeTooBig
+		}
+		s.elements = append(s.elements, element{packed: packed{hash: binary.LittleEndian.Uint32(hash[:])}, id: hash, hashed: true})
+		e = &s.elements[len(s.elements)-1]
+	}
+	e.rdata = r.RDATA
+	e.add, e.expMs, e.del = max(r.Add, del+1), r.ExpMs, del
+	e.origin, e.flags, e.gone = st.s.originNumber, offerFlags(op), false
+	e.mark = markPut
+	if e.known {
+		e.mark = markRefresh
+	}
+	st.hlc = max(st.hlc, e.add)
+	if !op.CapExempt {
+		t.added = true
+		if st.lim.ValuesMax > 0 {
+			t.valuesMax = max(t.valuesMax, offerValuesFactor*st.lim.ValuesMax)
+		}
+	}
+	return record.CodeStored
+}
+
+func offerFlags(op *record.Op) (flags uint8) {
+	if op.Verified {
+		flags |= record.FlagVerified
+	}
+	if op.CapExempt {
+		flags |= record.FlagCapExempt
+	}
+	return flags
 }
 
 // replaceRest deletes what the OpReplace operations of the message did not name.

@@ -520,6 +520,61 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestOffer: what a peer without stamps offers is decided by what is here at commit (cluster.md 17.4, legacy offers; 8.5; 15, W11).
+func TestOffer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, vfstest.New(8), func(o *Options) { o.Limits.ValuesMax = 2 })
+	offer := func(v string, add, expMs int64) record.Op {
+		return record.Op{Kind: record.OpOffer, Row: &record.Row{Name: name("o.mesh.test"), RDATA: rdata(v), Hash: record.HashOf(rdata(v)), Add: record.HLCAt(add), ExpMs: expMs}}
+	}
+	manifest := func(op record.Op) record.Op { op.CapExempt = true; return op }
+	code := func(what string, want record.Code, ops ...record.Op) {
+		t.Helper()
+		if r := n.do(ops...); r.Code != want {
+			t.Errorf("%s: %v, want %v", what, r.Code, want)
+		}
+	}
+	code("new", record.CodeStored, offer("1", t0-9000, t0+60_000))
+	code("the same", record.CodeUnchanged, offer("1", t0-9000, t0+60_000))
+	code("within the slop", record.CodeUnchanged, offer("1", t0-1000, t0+65_000))
+	code("shorter", record.CodeUnchanged, offer("1", t0-1000, t0+1000))
+	code("a refresh, of an older stamp too", record.CodeRefreshed, offer("1", t0-20_000, t0+65_001))
+	code("ended on its way", record.CodeUnchanged, offer("2", t0-9000, t0))
+	code("a stamp ahead", record.CodeStamp, offer("2", t0+61_001, t0+90_000))
+	n.want("o.mesh.test", "1")
+
+	n.nowMs.Add(100_000)
+	now := n.nowMs.Load()
+	code("expired here, alive there", record.CodeStored, offer("1", t0-9000, now+30_000))
+	n.nowMs.Add(1)
+	code("deleted here", record.CodeStored, del("o.mesh.test", "1"))
+	for i, restart := range []func(){func() {}, n.reopen, n.crash} {
+		restart()
+		code(fmt.Sprint(i, " the old copy"), record.CodeTombstoned, offer("1", t0-9000, now+30_000))
+		code(fmt.Sprint(i, " an older stamp, whatever its life"), record.CodeTombstoned, offer("1", now+5001, now+300_000))
+		code(fmt.Sprint(i, " a relay's newer stamp on the old life"), record.CodeTombstoned, offer("1", now+20_000, now+40_000))
+		n.want("o.mesh.test", "")
+	}
+	n.nowMs.Add(10_000)
+	code("a genuine publish", record.CodeStored, offer("1", now+5002, now+40_001))
+	n.want("o.mesh.test", "1")
+	r := n.send(&Batch{Ops: []record.Op{owner(del("o.mesh.test", "1"))}}, &Batch{Ops: []record.Op{offer("1", now+5002, now+40_001)}})
+	if r[0].Code != record.CodeStored || r[1].Code != record.CodeTombstoned {
+		t.Error("a delete and the old copy in one group:", r)
+	}
+	n.want("o.mesh.test", "")
+	code("no tombstone binds a manifest", record.CodeStored, manifest(offer("1", t0-9000, now+40_000)))
+
+	// a peer fills a name twice as far as writers here may, and no further
+	for i, want := range []record.Code{record.CodeStored, record.CodeStored, record.CodeStored, record.CodeFull} {
+		code(fmt.Sprint("value ", i), want, offer(fmt.Sprint("v", i), now, now+90_000))
+	}
+	code("a manifest beside them", record.CodeStored, manifest(offer("v9", now, now+90_000)))
+	n.want("o.mesh.test", "1 v0 v1 v2 v9")
+	n.crash()
+	n.want("o.mesh.test", "1 v0 v1 v2 v9")
+}
+
 // TestClockBack: a step back of the clock in the middle of clearing a cut loses nothing that is new.
 func TestClockBack(t *testing.T) {
 	t.Parallel()

@@ -12,7 +12,8 @@ import (
 //
 //	add, delete, replace, delete RRset
 //	        | kind (1B) | flags (1B) | ttl, seconds (4B) | values at most (4B) | name length (1B) | name | rdata length (2B) | rdata |
-//	merge   | kind (1B) | flags (1B) | put or tombstone entry as in a rows frame |
+//	merge, offer
+//	        | kind (1B) | flags (1B) | put or tombstone entry as in a rows frame; an offer has a put |
 //
 // A request is one decision: all of its operations happen or none. A void says that the request at that position, which the
 // data plane has not taken yet, must not happen any more (design.md, Visible before answered).
@@ -31,6 +32,7 @@ const (
 	OpDeleteRRset                   // all values at a name
 	OpMerge                         // the state of an element, as another node has it
 	OpReplace                       // makes the name hold exactly the values of the OpReplace operations at it in this request
+	OpOffer                         // a value as a peer without stamps has it: Row's Add, ExpMs and RDATA (cluster.md 17.4)
 	opKinds
 )
 
@@ -42,10 +44,10 @@ type Op struct {
 	TTLSec    uint32 // of OpAdd and OpReplace; 0 counts as 60 (dns.md 5.4)
 	ExpMs     int64  // in memory only, for a life that ends at a moment: overrides TTLSec if not 0
 	MayDelete bool   // the writer has delete rights at the name, and so may shorten a life
-	CapExempt bool   // a record of the node itself
+	CapExempt bool   // a record of the node itself; of OpOffer: a cluster manifest, which no cap and no tombstone binds
 	Verified  bool   // the signature in the value was checked
 	ValuesMax int    // live values at the name; 0: the node's limit
-	Row       *Row   // of OpMerge
+	Row       *Row   // of OpMerge and OpOffer
 }
 
 // Source is where a request comes from.
@@ -72,22 +74,25 @@ const OpsMax = 4096
 type Code uint8
 
 const (
-	CodeStored    Code = iota // something changed
-	CodeUnchanged             // it was so already
-	CodeAbsent                // what was to be deleted is not there
-	CodeFull                  // the name holds as many values as it may
-	CodeQuota                 // the writer has as many records as it may
-	CodeStoreFull             // the node holds as many records or bytes as it may
-	CodeTooBig                // the answer would not fit a DNS message
-	CodeStamp                 // a stamp is too far ahead of the clock
-	CodePrereq                // a prerequisite did not hold
-	CodeKey                   // the key was revoked in the meantime
-	CodeFailed                // the disk refused it
-	CodeVoid                  // it was voided before it was taken
+	CodeStored     Code = iota // something changed
+	CodeUnchanged              // it was so already
+	CodeAbsent                 // what was to be deleted is not there
+	CodeFull                   // the name holds as many values as it may
+	CodeQuota                  // the writer has as many records as it may
+	CodeStoreFull              // the node holds as many records or bytes as it may
+	CodeTooBig                 // the answer would not fit a DNS message
+	CodeStamp                  // a stamp is too far ahead of the clock
+	CodePrereq                 // a prerequisite did not hold
+	CodeKey                    // the key was revoked in the meantime
+	CodeFailed                 // the disk refused it
+	CodeVoid                   // it was voided before it was taken
+	CodeTombstoned             // an offer of an old copy of what was deleted here
+	CodeRefreshed              // an offer that lengthened the life of what was there
 	codes
 )
 
-var codeNames = [codes]string{"stored", "unchanged", "absent", "rrset full", "quota reached", "store full", "rrset too big", "stamp ahead of the clock", "prerequisite", "key revoked", "write failed", "voided"}
+var codeNames = [codes]string{"stored", "unchanged", "absent", "rrset full", "quota reached", "store full", "rrset too big", "stamp ahead of the clock", "prerequisite", "key revoked", "write failed", "voided",
+	"tombstoned", "refreshed"}
 
 func (c Code) String() string {
 	if c < codes {
@@ -97,7 +102,7 @@ func (c Code) String() string {
 }
 
 // OK says whether the request did what it asked for.
-func (c Code) OK() bool { return c <= CodeAbsent }
+func (c Code) OK() bool { return c <= CodeAbsent || c == CodeRefreshed }
 
 // AppendRequest writes a request.
 func AppendRequest(dst []byte, r *Request) []byte {
@@ -107,7 +112,7 @@ func AppendRequest(dst []byte, r *Request) []byte {
 	for i := range r.Ops {
 		op := &r.Ops[i]
 		dst = append(dst, byte(op.Kind), op.flags())
-		if op.Kind == OpMerge {
+		if op.Kind == OpMerge || op.Kind == OpOffer {
 			e := Entry{Kind: KindPut, Row: *op.Row}
 			if op.Row.RDATA == nil {
 				e.Kind = KindTombstone
@@ -185,9 +190,9 @@ func (r *reader) op(op *Op) bool {
 	if r.failed || op.Kind == 0 || op.Kind >= opKinds || flags >= opFlags {
 		return false
 	}
-	if op.Kind == OpMerge {
+	if op.Kind == OpMerge || op.Kind == OpOffer {
 		var e Entry
-		if !r.entry(&e, 0) || e.Kind != KindPut && e.Kind != KindTombstone {
+		if !r.entry(&e, 0) || e.Kind != KindPut && (e.Kind != KindTombstone || op.Kind == OpOffer) {
 			return false
 		}
 		op.Row, op.Name = &e.Row, e.Row.Name

@@ -210,12 +210,12 @@ func TestRequests(t *testing.T) {
 	for range 300 {
 		want := &Request{Source: Source(1 + rng.IntN(4)), Writer: [16]byte{byte(rng.Uint32())}, Ops: []Op{}}
 		for range rng.IntN(5) {
-			op := Op{Kind: OpKind(1 + rng.IntN(5)), MayDelete: rng.IntN(2) == 0, CapExempt: rng.IntN(2) == 0, Verified: rng.IntN(2) == 0}
+			op := Op{Kind: OpKind(1 + rng.IntN(6)), MayDelete: rng.IntN(2) == 0, CapExempt: rng.IntN(2) == 0, Verified: rng.IntN(2) == 0}
 			r := randomRow(rng, true)
 			op.Name = r.Name
 			switch op.Kind {
-			case OpMerge:
-				if rng.IntN(2) == 0 {
+			case OpMerge, OpOffer:
+				if op.Kind == OpMerge && rng.IntN(2) == 0 {
 					r.RDATA = nil
 				}
 				op.Row = &r
