@@ -108,40 +108,50 @@ func (q *requests) state() dataState {
 
 // do has a request decided. The outcome is durable.
 func (q *requests) do(ctx context.Context, r *record.Request) (snapshot.Outcome, error) {
-	if q.state() != dataServing {
-		return snapshot.Outcome{}, errAway
+	epoch, lsns, err := q.submit([][]byte{record.AppendRequest(nil, r)})
+	if err != nil {
+		return snapshot.Outcome{}, err
 	}
-	payload := record.AppendRequest(nil, r)
+	return q.wait(ctx, epoch, lsns[0])
+}
+
+// submit appends requests. All of them are in the log, or none counts.
+func (q *requests) submit(payloads [][]byte) (epoch [16]byte, lsns []uint64, err error) {
+	if q.state() != dataServing {
+		return epoch, nil, errAway
+	}
 	q.mu.Lock()
-	epoch := q.w.Epoch()
+	defer q.mu.Unlock()
+	epoch = q.w.Epoch()
 	if taken := q.tail.durable(epoch); taken > 0 {
 		if err := q.w.Drop(taken); err != nil {
 			q.log.Warn("taken requests cannot be unlinked", "err", err)
 		}
 	}
 	if q.w.Size() > aheadMax {
-		q.mu.Unlock()
-		return snapshot.Outcome{}, errAhead
+		return epoch, nil, errAhead
 	}
-	lsn, err := q.append(payload)
-	q.mu.Unlock()
-	if err != nil {
-		return snapshot.Outcome{}, fmt.Errorf("requests log: %w", err)
+	if lsns, err = q.append(payloads...); err != nil {
+		return epoch, nil, fmt.Errorf("requests log: %w", err)
 	}
 	killpoint.Hit("request-appended")
-	return q.wait(ctx, epoch, lsn)
+	return epoch, lsns, nil
 }
 
 // append needs mu.
-func (q *requests) append(payload []byte) (uint64, error) {
-	lsn, err := q.w.Append(payload)
-	if err == nil {
-		err = q.w.Sync() // commits; this log is not synced
+func (q *requests) append(payloads ...[]byte) (lsns []uint64, err error) {
+	for _, p := range payloads {
+		lsn, err := q.w.Append(p)
+		if err != nil {
+			return nil, err
+		}
+		lsns = append(lsns, lsn)
 	}
-	if err == nil {
-		q.live.Ring()
+	if err = q.w.Sync(); err != nil { // commits; this log is not synced
+		return nil, err
 	}
-	return lsn, err
+	q.live.Ring()
+	return lsns, nil
 }
 
 func (q *requests) wait(ctx context.Context, epoch [16]byte, lsn uint64) (snapshot.Outcome, error) {

@@ -30,6 +30,10 @@ type tail struct {
 	mu       sync.RWMutex
 	snap     *snapshot.Snapshot // nil before the first one
 	rows     map[string]map[[32]byte]*tailRow
+	feed     []*tailRow                  // the same rows in feed order, with some that a later state replaced
+	dead     int                         // of those
+	epoch    [16]byte                    // of the log
+	opened   bool                        // epoch counts
 	outcomes map[uint64]snapshot.Outcome // since the snapshot, of the present epoch of requests
 	taken    record.Entry                // the last Taken entry
 	lsn      uint64
@@ -46,8 +50,9 @@ type tail struct {
 }
 
 type tailRow struct {
-	row record.Row
-	lsn uint64
+	row  record.Row
+	lsn  uint64
+	dead bool // replaced by a later state of the element
 }
 
 const (
@@ -201,6 +206,9 @@ func (t *tail) open() error {
 		old := t.snap
 		t.snap, t.reader = s, r
 		clear(t.rows)
+		clear(t.feed)
+		t.feed, t.dead = t.feed[:0], 0
+		t.epoch, t.opened = r.Epoch(), true
 		clear(t.outcomes)
 		t.taken = record.Entry{}
 		if s != nil {
@@ -240,12 +248,17 @@ func (t *tail) renew() error {
 		for hash, r := range rows {
 			if r.lsn <= s.LSN {
 				delete(rows, hash)
+				if !r.dead {
+					r.dead = true
+					t.dead++
+				}
 			}
 		}
 		if len(rows) == 0 {
 			delete(t.rows, name)
 		}
 	}
+	t.compact()
 	for lsn := range t.outcomes {
 		if _, ok := s.Outcome(lsn); ok {
 			delete(t.outcomes, lsn)
@@ -312,8 +325,27 @@ func (t *tail) element(lsn uint64, e *record.Entry) error {
 			return fmt.Errorf("%w: a refresh of a value that was never stored", record.ErrFormat)
 		}
 	}
+	if was := rows[e.Row.Hash]; was != nil {
+		was.dead = true
+		t.dead++
+	}
 	rows[e.Row.Hash] = r
+	t.feed = append(t.feed, r) // frames come in the order of their stamps
+	if t.dead > feedDeadMin && t.dead > len(t.feed)/2 {
+		t.compact()
+	}
 	return nil
+}
+
+// feedDeadMin: below so many there is no point in making room.
+const feedDeadMin = 1024
+
+// compact drops the replaced rows from the feed's order; needs mu.
+func (t *tail) compact() {
+	if t.dead > 0 {
+		t.feed = slices.DeleteFunc(t.feed, func(r *tailRow) bool { return r.dead })
+		t.dead = 0
+	}
 }
 
 // get gives the live values at a name (wire form, lower case), oldest first.
