@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dnsmesh/dmpd/internal/logging"
 	"github.com/dnsmesh/dmpd/internal/record"
 )
 
@@ -218,4 +219,24 @@ type PeerStatus struct {
 	Tombstoned    int64
 	Quarantined   int64 // at present
 	BackoffSec    float64
+}
+
+// PullerOptions is what a puller works with. NewPuller(PullerOptions) (*Puller, error) gives a Runner.
+type PullerOptions struct {
+	Dir        string // the control folder: cursors
+	View       View
+	Writer     Writer
+	Peers      Peers
+	Manifests  Installer
+	BaseDomain func() string // "" while it is not known: then peers are not asked for their manifest
+	Settings   func() Settings
+	NowMs      func() int64
+	Log        *logging.Logger
+}
+
+// Runner is a puller.
+type Runner interface {
+	Run(ctx context.Context) // until ctx ends; no goroutine is left behind
+	Status() []PeerStatus
+	Wake() // settings changed
 }
