@@ -4,16 +4,217 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/netip"
 	"slices"
 	"sort"
+	"sync"
+	"time"
 
 	"github.com/dnsmesh/dmpd/controlplane/antientropy"
+	"github.com/dnsmesh/dmpd/controlplane/auth"
 	"github.com/dnsmesh/dmpd/internal/clock"
+	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/record"
 	"github.com/dnsmesh/dmpd/internal/wire"
 )
+
+const (
+	// Peers have a bucket of their own behind the token, so that clients of the public API cannot starve replication and a peer that
+	// catches up is not slowed down to a client's rate (cluster.md 15, W20). A puller of ours makes some 50 requests a second.
+	syncRate  = 200
+	syncBurst = 1000
+	// refreshRetry is how long a manifest that could not be stored waits for the next attempt.
+	refreshRetry = time.Second
+)
+
+// replication is the node's part in a cluster. Without token or peers nothing of it runs: no goroutine, timer or connection.
+type replication struct {
+	s         *Server
+	manifests *antientropy.Manifests
+	server    *antientropy.Server
+	limit     auth.Limiter[netip.Prefix]
+
+	mu         sync.Mutex
+	ctx        context.Context // of everything that runs
+	cancel     context.CancelFunc
+	refreshing bool
+	again      bool // a manifest came while one refreshed
+	running    *runningPuller
+	wg         sync.WaitGroup
+}
+
+type runningPuller struct {
+	antientropy.Runner
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func syncSettings(c *config.Config) antientropy.Settings {
+	s := antientropy.Settings{
+		Token: c.String("SYNC_PEER_TOKEN"), Previous: c.List("SYNC_PEER_TOKENS_PREVIOUS"), NodeID: c.String("NODE_ID"), SelfURL: c.String("SYNC_SELF_ENDPOINT"), URLs: c.List("SYNC_PEERS"),
+		File: c.String("CLUSTER_FILE"), Interval: c.Seconds("SYNC_INTERVAL"), BaseDomain: c.String("CLUSTER_BASE_DOMAIN"), MaxTTLSec: c.Int("MAX_TTL"), MaxValueLen: int(c.Int("MAX_VALUE_BYTES")),
+	}
+	if b, err := hex.DecodeString(c.String("SYNC_OPERATOR_SPK")); err == nil && len(b) == 32 {
+		s.Operator = (*[32]byte)(b)
+	}
+	return s
+}
+
+func (s *Server) syncSettings() antientropy.Settings { return syncSettings(s.config.Load()) }
+
+// startReplication reads what is installed, and starts what the configuration asks for.
+func (s *Server) startReplication() error {
+	r := &replication{s: s}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	var err error
+	r.manifests, err = antientropy.OpenManifests(antientropy.ManifestOptions{Dir: s.controlDir, Settings: s.syncSettings, View: s.tail, Writer: s.requests, NowMs: clock.NowMs, Log: s.log})
+	if err != nil {
+		return err
+	}
+	r.server = &antientropy.Server{View: s.tail, Settings: s.syncSettings, Manifest: r.manifests.Served, NowMs: clock.NowMs}
+	s.replication = r
+	look := func() { r.refresh() }
+	s.tail.onCluster.Store(&look)
+	r.refresh()
+	return nil
+}
+
+// refresh has the manifests of file and store installed, unless this node has no token; then it starts or stops the puller. It returns at once.
+func (r *replication) refresh() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return
+	}
+	if r.s.syncSettings().Token == "" {
+		r.reconsider()
+		return
+	}
+	if r.refreshing {
+		r.again = true
+		return
+	}
+	r.refreshing = true
+	r.wg.Go(func() {
+		for {
+			err := errAway
+			if r.s.tail.Current() {
+				err = r.manifests.Refresh(r.ctx)
+			}
+			if err != nil && !errors.Is(err, errAway) && !errors.Is(err, antientropy.ErrAway) && r.ctx.Err() == nil {
+				r.s.log.Warn("the cluster manifest is not published yet", "err", err)
+			}
+			r.mu.Lock()
+			r.reconsider()
+			if err == nil && !r.again {
+				r.refreshing = false
+				r.mu.Unlock()
+				return
+			}
+			r.again = false
+			r.mu.Unlock()
+			if err == nil {
+				continue
+			}
+			select {
+			case <-time.After(refreshRetry):
+			case <-r.ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+// reconsider starts or stops the puller; needs mu.
+func (r *replication) reconsider() {
+	peers, _ := r.manifests.Peers()
+	wanted := len(peers) > 0 && r.s.syncSettings().Token != "" && r.ctx.Err() == nil
+	switch {
+	case wanted && r.running == nil:
+		p, err := newPuller(antientropy.PullerOptions{
+			Dir: r.s.controlDir, View: r.s.tail, Writer: r.s.requests, Peers: r.manifests, Manifests: r.manifests, BaseDomain: r.manifests.BaseDomain, Settings: r.s.syncSettings,
+			NowMs: clock.NowMs, Log: r.s.log,
+		})
+		if err != nil {
+			r.s.log.Error("replication cannot start", "err", err)
+			return
+		}
+		ctx, cancel := context.WithCancel(r.ctx)
+		run := &runningPuller{p, cancel, make(chan struct{})}
+		r.running = run
+		r.s.log.Info("replication", "peers", len(peers))
+		r.wg.Go(func() {
+			defer close(run.done)
+			p.Run(ctx)
+		})
+	case !wanted && r.running != nil:
+		r.running.cancel()
+		<-r.running.done
+		r.running = nil
+		r.s.log.Info("replication is off")
+	}
+}
+
+// reload takes new settings over.
+func (r *replication) reload() {
+	r.server.Reset()
+	r.manifests.Reload()
+	r.mu.Lock()
+	if r.running != nil {
+		r.running.Wake()
+	}
+	r.mu.Unlock()
+	r.refresh()
+}
+
+func (r *replication) stop() {
+	r.s.tail.onCluster.Store(nil)
+	r.cancel()
+	r.wg.Wait()
+}
+
+// status gives the peers' state; nil while nothing runs.
+func (r *replication) status() []antientropy.PeerStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running == nil {
+		return nil
+	}
+	return r.running.Status()
+}
+
+// sync serves /v1/sync/* (cluster.md 6). A caller with the token has the peers' bucket, others the public one, before they are told that
+// they have no token.
+func (s *Server) sync(w http.ResponseWriter, req *http.Request, path string) {
+	r := s.replication
+	settings := s.syncSettings()
+	caller := auth.ClientPrefix(s.clientAddr(req))
+	known := antientropy.Authorized(req, &settings)
+	allowed := false
+	if known {
+		allowed = r.limit.Allow(caller, syncRate, syncBurst, clock.Mono())
+	} else {
+		c := s.config.Load()
+		allowed = s.limit.Allow(caller, c.Float("HTTP_RATE"), c.Float("HTTP_BURST"), clock.Mono())
+	}
+	switch {
+	case !allowed:
+		w.Header().Set("Retry-After", "1")
+		reply(w, http.StatusTooManyRequests, errorBody{"rate limit exceeded"})
+	case !known:
+		reply(w, http.StatusForbidden, errorBody{"forbidden"})
+	case path == "/v1/sync/digest":
+		r.server.Digest(w, req)
+	case path == "/v1/sync/pull":
+		r.server.Pull(w, req)
+	default:
+		r.server.ClusterManifest(w, req)
+	}
+}
 
 // pageScan is how many rows one page looks at under the tail's lock, about a millisecond's work, so that the follower is not held up.
 const pageScan = 4096

@@ -63,6 +63,8 @@ type Server struct {
 	tls       certificates      // nil: plain HTTP
 	heart     *heartbeat.Worker // nil: the node does not announce itself
 
+	replication *replication
+
 	http      *http.Server
 	listeners []net.Listener
 	admin     io.Closer
@@ -125,6 +127,9 @@ func (s *Server) start(c *config.Config) error {
 		return err
 	}
 	s.registrar = &auth.Registrar{State: s.state, Challenges: auth.NewChallenges(), Settings: s.registration, ClientAddr: s.clientAddr, Log: s.log}
+	if err := s.startReplication(); err != nil {
+		return err
+	}
 	s.startHeartbeat(c)
 	if s.admin, err = s.serveAdmin(); err != nil {
 		return err
@@ -291,6 +296,7 @@ func (s *Server) setConfig(c *config.Config) {
 // Reload takes a configuration over, as far as it can without a restart, and reads the certificate again.
 func (s *Server) Reload(c *config.Config) error {
 	s.setConfig(c)
+	s.replication.reload()
 	if files, ok := s.tls.(*certificate); ok {
 		return files.load()
 	}
@@ -348,6 +354,9 @@ func (s *Server) release() error {
 		close(s.stopBeat)
 	}
 	s.beating.Wait()
+	if s.replication != nil {
+		s.replication.stop()
+	}
 	if s.tls != nil {
 		s.tls.close()
 	}
@@ -489,8 +498,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, path string) {
 	case r.Method == http.MethodPost && path == "/v1/registration/tsig-confirm":
 		s.registrar.TSIGConfirm(w, r)
 	case strings.HasPrefix(path, "/v1/sync/") && s.isSync(r.Method, path):
-		// Replication does not run on this node yet, so no token opens it.
-		reply(w, http.StatusForbidden, errorBody{"forbidden"})
+		s.sync(w, r, path)
 	default:
 		reply(w, http.StatusNotFound, errorBody{"not found"})
 	}

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dnsmesh/dmpd/internal/journal"
@@ -32,6 +34,7 @@ type tail struct {
 	rows     map[string]map[[32]byte]*tailRow
 	feed     []*tailRow                  // the same rows in feed order, with some that a later state replaced
 	dead     int                         // of those
+	cluster  bool                        // a cluster manifest was read since somebody was told
 	epoch    [16]byte                    // of the log
 	opened   bool                        // epoch counts
 	outcomes map[uint64]snapshot.Outcome // since the snapshot, of the present epoch of requests
@@ -41,6 +44,8 @@ type tail struct {
 	changed  chan struct{} // closed and made anew after each group that was read
 	behind   bool          // the first reading is not finished
 	problem  error
+
+	onCluster atomic.Pointer[func()] // called when a cluster manifest was stored; must not block
 
 	reader  *journal.Reader
 	live    *journal.Live
@@ -170,7 +175,12 @@ func (t *tail) catchUp() error {
 	t.behind = false
 	close(t.changed)
 	t.changed = make(chan struct{})
+	cluster := t.cluster
+	t.cluster = false
 	t.mu.Unlock()
+	if look := t.onCluster.Load(); cluster && look != nil {
+		(*look)()
+	}
 	if time.Since(t.checked) > snapshotPoll {
 		t.checked = time.Now()
 		return t.renew()
@@ -328,6 +338,9 @@ func (t *tail) element(lsn uint64, e *record.Entry) error {
 	if was := rows[e.Row.Hash]; was != nil {
 		was.dead = true
 		t.dead++
+	}
+	if e.Kind == record.KindPut && bytes.HasPrefix(r.row.Name, []byte("\x07cluster")) {
+		t.cluster = true // told when all is readable
 	}
 	rows[e.Row.Hash] = r
 	t.feed = append(t.feed, r) // frames come in the order of their stamps

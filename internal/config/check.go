@@ -204,6 +204,13 @@ func (c *Config) checkCluster(warnings *Problems) {
 	if len(peers) > 0 && c.String("SYNC_PEER_TOKEN") == "" {
 		warnings.add("SYNC_PEERS", c.String("SYNC_PEERS"), "has no effect without DMP_SYNC_PEER_TOKEN", "")
 	}
+	// cluster.md 12: what an operator may not have meant.
+	switch key, name := c.String("SYNC_OPERATOR_SPK"), c.String("CLUSTER_BASE_DOMAIN"); {
+	case len(peers) > 0 && key == "":
+		warnings.add("SYNC_PEERS", c.String("SYNC_PEERS"), "stays as it is: without DMP_SYNC_OPERATOR_SPK no cluster manifest is believed", "")
+	case key != "" && name == "":
+		warnings.add("SYNC_OPERATOR_SPK", "", "waits for the cluster's name, from DMP_CLUSTER_FILE or an installed manifest", "Set DMP_CLUSTER_BASE_DOMAIN")
+	}
 	for _, p := range peers {
 		if u, err := url.Parse(p); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			warnings.add("SYNC_PEERS", p, "is not a URL", "Write it like https://node-b.example.com:8053")

@@ -153,6 +153,7 @@ var settings = []Setting{
 	{Name: "NODE_ID", Plane: Control, Doc: "this node's id in the cluster"},
 	{Name: "SYNC_PEERS", Kind: List, Plane: Control, Reload: true, Doc: "URLs of the cluster's other nodes"},
 	{Name: "SYNC_PEER_TOKEN", Plane: Control, Secret: true, Reload: true, Doc: "token shared by the cluster; without it /v1/sync answers 403"},
+	{Name: "SYNC_PEER_TOKENS_PREVIOUS", Kind: List, Plane: Control, Secret: true, Reload: true, Doc: "tokens that peers may still show while SYNC_PEER_TOKEN is exchanged"},
 	{Name: "SYNC_INTERVAL", Kind: Float, Default: "10", Min: 0.05, Max: yearSec, Plane: Control, Reload: true, Aliases: []string{"SYNC_INTERVAL_SECONDS"}, Doc: "seconds between two pulls from a reference peer"},
 	{Name: "SYNC_OPERATOR_SPK", Kind: Hex32, Lenient: true, Plane: Control, Reload: true, Doc: "the cluster operator's Ed25519 public key"},
 	{Name: "SYNC_SELF_ENDPOINT", Plane: Control, Doc: "this node's URL among the peers"},
