@@ -92,6 +92,8 @@ type Admin struct {
 	Peers func() ([]PeerInfo, error)
 	Log   *logging.Logger
 
+	cluster *replication // nil where no node runs
+
 	once     sync.Once
 	listener net.Listener
 	slots    chan struct{}
@@ -206,7 +208,7 @@ func (a *Admin) serve(c net.Conn) {
 
 // serveAdmin opens the socket of a running node.
 func (s *Server) serveAdmin() (io.Closer, error) {
-	a := &Admin{State: s.state, Store: s.requests.do, Peers: s.peers, Log: s.log}
+	a := &Admin{State: s.state, Store: s.requests.do, Peers: s.peers, Log: s.log, cluster: s.replication}
 	if err := a.Listen(s.controlDir); err != nil {
 		return nil, err
 	}
@@ -455,6 +457,9 @@ type (
 )
 
 var adminVerbs = map[string]adminVerb{
+	"cluster.status": verb(clusterStatus),
+	"cluster.push":   verb(clusterPush),
+
 	"ping": verb(func(_ context.Context, _ *Admin, _ struct{}) (any, error) {
 		return map[string]int{"pid": os.Getpid()}, nil
 	}),
