@@ -1,13 +1,16 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 
 	"github.com/dnsmesh/dmpd/controlplane/antientropy"
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/stats"
 )
 
 // Arguments and results of the cluster verbs.
@@ -132,4 +135,103 @@ func clusterPush(ctx context.Context, a *Admin, args WireArgs) (any, error) {
 	a.cluster.refresh() // the puller may have to begin or to end, and the record to be stored when the data plane is back
 	_, now, _, _ := a.cluster.manifests.Current()
 	return PushResult{map[antientropy.Installed]string{antientropy.ManifestNew: "installed", antientropy.ManifestSame: "same", antientropy.ManifestOlder: "older", antientropy.ManifestRefused: "refused"}[got], now.Seq}, nil
+}
+
+// clusterMetrics writes what replication counts. Peers have series while a puller runs: their ids are the operator's, so there are few.
+func (r *replication) clusterMetrics(b *bytes.Buffer) {
+	family := func(name, kind, help string) {
+		fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+	}
+	single := func(name string, v float64) { fmt.Fprintf(b, "%s %s\n", name, stats.Float(v)) }
+	family("dmpd_sync_served_total", "counter", "Requests of peers answered.")
+	for _, x := range []struct {
+		what string
+		n    int64
+	}{{"digest", r.server.Digests.Load()}, {"pull", r.server.Pulls.Load()}, {"failed", r.server.Failures.Load()}} {
+		fmt.Fprintf(b, "dmpd_sync_served_total{request=%q} %s\n", x.what, stats.Float(float64(x.n)))
+	}
+	family("dmpd_sync_served_rows_total", "counter", "Rows shown to peers in digests.")
+	single("dmpd_sync_served_rows_total", float64(r.server.Rows.Load()))
+	family("dmpd_sync_served_values_total", "counter", "Values given to peers.")
+	single("dmpd_sync_served_values_total", float64(r.server.Values.Load()))
+	family("dmpd_sync_withheld_total", "counter", "Rows not shown to peers, which would refuse them.")
+	single("dmpd_sync_withheld_total", float64(r.server.Withheld.Load()))
+	family("dmpd_cluster_manifest_conflicts_total", "counter", "Cluster manifests with the number of another one.")
+	single("dmpd_cluster_manifest_conflicts_total", float64(r.manifests.Conflicts.Load()))
+	if _, c, _, ok := r.manifests.Current(); ok {
+		family("dmpd_cluster_manifest_seq", "gauge", "Number of the installed cluster manifest.")
+		single("dmpd_cluster_manifest_seq", float64(c.Seq))
+		family("dmpd_cluster_manifest_expiry_seconds", "gauge", "Until the installed cluster manifest ends; negative once it has.")
+		single("dmpd_cluster_manifest_expiry_seconds", float64(int64(c.ExpSec)-clock.NowMs()/1000))
+	}
+	status := r.status()
+	family("dmpd_sync_peers", "gauge", "Peers that are pulled from.")
+	single("dmpd_sync_peers", float64(len(status)))
+	if len(status) == 0 {
+		return
+	}
+	each := func(name string, value func(p *antientropy.PeerStatus) float64) {
+		for i := range status {
+			fmt.Fprintf(b, "%s{peer=%q} %s\n", name, status[i].ID, stats.Float(value(&status[i])))
+		}
+	}
+	family("dmpd_sync_lag_seconds", "gauge", "How far the peer's feed is handled, behind its newest row.")
+	each("dmpd_sync_lag_seconds", func(p *antientropy.PeerStatus) float64 { return p.LagSec })
+	family("dmpd_sync_lag_rows", "gauge", "Rows that the last page showed and that are not handled.")
+	each("dmpd_sync_lag_rows", func(p *antientropy.PeerStatus) float64 { return float64(p.LagRows) })
+	family("dmpd_sync_caught_up", "gauge", "1 while the peer's feed is handled to its end.")
+	each("dmpd_sync_caught_up", func(p *antientropy.PeerStatus) float64 {
+		if p.CaughtUp {
+			return 1
+		}
+		return 0
+	})
+	family("dmpd_sync_last_success_seconds", "gauge", "When the peer last answered, Unix time; 0: never.")
+	each("dmpd_sync_last_success_seconds", func(p *antientropy.PeerStatus) float64 { return float64(p.LastSuccessMs) / 1000 })
+	family("dmpd_sync_clock_offset_seconds", "gauge", "The peer's clock less ours.")
+	each("dmpd_sync_clock_offset_seconds", func(p *antientropy.PeerStatus) float64 { return float64(p.OffsetMs) / 1000 })
+	family("dmpd_sync_backoff_seconds", "gauge", "Wait before the next attempt, since the last ones failed.")
+	each("dmpd_sync_backoff_seconds", func(p *antientropy.PeerStatus) float64 { return p.BackoffSec })
+	family("dmpd_sync_quarantined", "gauge", "Rows of the peer that were refused and are remembered.")
+	each("dmpd_sync_quarantined", func(p *antientropy.PeerStatus) float64 { return float64(p.Quarantined) })
+	family("dmpd_sync_requests_total", "counter", "Requests to the peer.")
+	each("dmpd_sync_requests_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Requests) })
+	family("dmpd_sync_errors_total", "counter", "Those that failed.")
+	each("dmpd_sync_errors_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Errors) })
+	family("dmpd_sync_reconnects_total", "counter", "Connections to the peer that were opened again.")
+	each("dmpd_sync_reconnects_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Reconnects) })
+	family("dmpd_sync_received_bytes_total", "counter", "Bytes of answers read.")
+	each("dmpd_sync_received_bytes_total", func(p *antientropy.PeerStatus) float64 { return float64(p.BytesIn) })
+	family("dmpd_sync_sent_bytes_total", "counter", "Bytes of requests sent.")
+	each("dmpd_sync_sent_bytes_total", func(p *antientropy.PeerStatus) float64 { return float64(p.BytesOut) })
+	family("dmpd_sync_stored_total", "counter", "Records taken from the peer.")
+	each("dmpd_sync_stored_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Stored) })
+	family("dmpd_sync_refreshed_total", "counter", "Lives lengthened.")
+	each("dmpd_sync_refreshed_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Refreshed) })
+	family("dmpd_sync_tombstoned_total", "counter", "Old copies of what was deleted here.")
+	each("dmpd_sync_tombstoned_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Tombstoned) })
+}
+
+// summary is replication in a few words, for the status page.
+func (r *replication) summary() string {
+	status := r.status()
+	if status == nil {
+		return "off"
+	}
+	behind, quarantined, lag := 0, int64(0), 0.0
+	for _, p := range status {
+		if !p.CaughtUp {
+			behind++
+		}
+		lag = max(lag, p.LagSec)
+		quarantined += p.Quarantined
+	}
+	text := fmt.Sprintf("%d peers, all caught up", len(status))
+	if behind > 0 {
+		text = fmt.Sprintf("%d peers, %d behind, up to %.1f s", len(status), behind, lag)
+	}
+	if quarantined > 0 {
+		text += fmt.Sprintf(", %d records refused", quarantined)
+	}
+	return text
 }

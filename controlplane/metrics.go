@@ -186,6 +186,7 @@ func (s *Server) ownMetrics(b *bytes.Buffer) {
 	gauge("dmpd_tail_feed_seconds", "Stamp of that frame, Unix time.", float64(feedMs)/1000)
 	gauge("dmpd_controlplane_start_time_seconds", "When the HTTP process started, Unix time.", float64(s.started.Unix()))
 	s.heartbeatMetrics(b, family, gauge)
+	s.replication.clusterMetrics(b)
 	family("dmpd_build_info", "gauge", "The build, always 1.")
 	fmt.Fprintf(b, "dmpd_build_info{version=%q} 1.0\n", config.Version)
 }

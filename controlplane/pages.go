@@ -268,7 +268,7 @@ func (s *Server) status(w http.ResponseWriter) {
 				data.Figures = append(data.Figures, figure{"DNS process up for", age(clock.NowMs()/1000 - int64(start))})
 			}
 		}
-		data.Figures = append(data.Figures, figure{"HTTP process up for", age(int64(time.Since(s.started).Seconds()))}, figure{"replication", "off"})
+		data.Figures = append(data.Figures, figure{"HTTP process up for", age(int64(time.Since(s.started).Seconds()))}, figure{"replication", s.replication.summary()})
 		return data
 	})
 	s.sendPage(w, body, err, "no-store")
