@@ -949,6 +949,12 @@ func TestFederationDocument(t *testing.T) {
 	conformanceDocument(t, "conformance-federation.md", map[string]int{"## Sections 2 to 14": 13}, 2)
 }
 
+// TestClusterDocument: docs/conformance-cluster.md has every property of sections 14.1, 14.2 and 18.
+func TestClusterDocument(t *testing.T) {
+	t.Parallel()
+	conformanceDocument(t, "conformance-cluster.md", map[string]int{"## Section 14.1": 61, "## Section 14.2": 27, "## Section 18": 12}, 1)
+}
+
 func conformanceDocument(t *testing.T, file string, sections map[string]int, first int) {
 	t.Helper()
 	b, err := os.ReadFile("../docs/" + file)
