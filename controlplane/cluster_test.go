@@ -13,8 +13,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dnsmesh/dmpd/controlplane/antientropy"
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 type digestBody struct {
@@ -424,9 +426,17 @@ func TestManifestPaths(t *testing.T) {
 	install("garbage", "v=dmp1;t=cluster;AAAA", refused)
 	install("by a peer", signManifest(t, k, "mesh.test", 3, 3600, b, a), taken)
 	is("peer", 3, "node-b=http://127.0.0.1:2")
+	// The row of a peer's feed comes to the store as any other does.
+	row := signManifest(t, k, "mesh.test", 4, 86400*30, c, a)
+	results, err := n.requests.Offer(ctx, []antientropy.Offer{{Name: wire.MustName("cluster.mesh.test"), Value: []byte(row), AddMs: clock.NowMs(), ExpMs: clock.NowMs() + 60_000, Verified: true}})
+	if err != nil || results[0].Decision != antientropy.Stored {
+		t.Fatal(results, err)
+	}
+	is("data sync", 4, "node-c=http://127.0.0.1:3")
+	eventually(t, "its life is the manifest's", func() bool { return life(row) > 29*86400 })
 
 	// Two with one number: whatever comes first, the same one holds in the end.
-	x, y := signManifest(t, k, "mesh.test", 4, 3600, a, b), signManifest(t, k, "mesh.test", 4, 3600, a, c)
+	x, y := signManifest(t, k, "mesh.test", 5, 3600, a, b), signManifest(t, k, "mesh.test", 5, 3600, a, c)
 	install("the first", x, taken)
 	got, err := m.Install(ctx, []byte(y), "peer y")
 	winner := x

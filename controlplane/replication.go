@@ -389,7 +389,7 @@ func (q *requests) Offer(ctx context.Context, offers []antientropy.Offer) ([]ant
 		o := &offers[i]
 		rdata := record.AppendRDATA(nil, o.Value)
 		payloads[i] = record.AppendRequest(nil, &record.Request{Source: record.SourcePeer, Ops: []record.Op{{
-			Kind: record.OpOffer, CapExempt: record.ClassOf(o.Value) == record.ClassCluster, Verified: o.Verified,
+			Kind: record.OpOffer, CapExempt: o.Verified && record.ClassOf(o.Value) == record.ClassCluster, Verified: o.Verified,
 			Row: &record.Row{Name: o.Name, RDATA: rdata, Hash: record.HashOf(rdata), Add: record.HLCAt(min(o.AddMs, nowMs)), ExpMs: o.ExpMs},
 		}}})
 	}

@@ -115,7 +115,7 @@ type Offer struct {
 	Value    []byte
 	AddMs    int64 // the peer's feed stamp, corrected by its clock offset, not above our clock
 	ExpMs    int64 // our clock; already cut to what this node permits
-	Verified bool  // a signature in the value was checked
+	Verified bool  // a signature in the value was checked; of a cluster manifest: under the pinned key, which frees it from caps and tombstones
 }
 
 // Decision is what became of an offer. Every one of them is durable, and final for a cursor.

@@ -31,6 +31,8 @@ const (
 	// claim's end), so they are not kept for long.
 	verdictsMax   = 1 << 16
 	verdictLifeMs = 300_000
+	// servePage is how many rows with their values are held at once for a digest, whatever its limit.
+	servePage = 512
 )
 
 // Server answers peers (cluster.md 6). Its methods are for requests whose limit and token were checked (Authorized).
@@ -132,7 +134,7 @@ func (s *Server) served(ctx context.Context, after Cursor, n int, nowMs int64, f
 	settings := s.Settings()
 	verifier := record.Verifier{Operator: settings.Operator}
 	for n > 0 {
-		rows, next, more, err := s.View.Page(after, n, nowMs)
+		rows, next, more, err := s.View.Page(after, min(n, servePage), nowMs)
 		if err == nil {
 			err = ctx.Err()
 		}
