@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,7 +12,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dnsmesh/dmpd/controlplane/antientropy"
 	"github.com/dnsmesh/dmpd/internal/clock"
@@ -358,6 +361,103 @@ func TestNoReplication(t *testing.T) {
 	if len(asked) > 0 {
 		t.Error("a peer was asked")
 	}
+}
+
+// fakePuller stands in for the puller: what runs when, and with what.
+type fakePuller struct {
+	o       antientropy.PullerOptions
+	running atomic.Int32
+	woken   atomic.Int32
+}
+
+func (p *fakePuller) Run(ctx context.Context) {
+	p.running.Add(1)
+	<-ctx.Done()
+	p.running.Add(-1)
+}
+
+func (p *fakePuller) Wake() { p.woken.Add(1) }
+
+func (p *fakePuller) Status() (status []antientropy.PeerStatus) {
+	peers, _ := p.o.Peers.Peers()
+	for _, peer := range peers {
+		status = append(status, antientropy.PeerStatus{ID: peer.ID, URL: peer.URL, LagSec: 1.5, LagRows: 7, Quarantined: 2, BytesIn: 12345})
+	}
+	return status
+}
+
+// TestReplicationFollows: the puller runs while there are token and peers, whatever SIGHUP and manifests change, and what it says of its
+// peers is seen everywhere.
+func TestReplicationFollows(t *testing.T) {
+	t.Parallel()
+	k, spk := operatorKey('1')
+	dir := t.TempDir()
+	common := []string{"DMP_CLUSTER_FILE=", "DMP_NODE_ID=a", "DMP_SYNC_OPERATOR_SPK=" + spk, "DMP_CLUSTER_BASE_DOMAIN=mesh.test"}
+	n := startReal(t, dir, common...)
+	r := n.replication
+	var made atomic.Pointer[fakePuller]
+	r.mu.Lock()
+	r.newPuller = func(o antientropy.PullerOptions) (antientropy.Runner, error) {
+		p := &fakePuller{o: o}
+		made.Store(p)
+		return p, nil
+	}
+	r.mu.Unlock()
+	reload := func(more ...string) {
+		t.Helper()
+		if err := n.Reload(settings(t, dir, append(more, common...)...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	running := func(want int32) {
+		t.Helper()
+		eventually(t, fmt.Sprint("pullers: ", want), func() bool { p := made.Load(); return p != nil && p.running.Load() == want })
+	}
+	reload("DMP_SYNC_PEERS=http://127.0.0.1:9")
+	if made.Load() != nil {
+		t.Error("peers without a token start a puller")
+	}
+	reload("DMP_SYNC_PEERS=http://127.0.0.1:9", "DMP_SYNC_PEER_TOKEN=peers")
+	running(1)
+	first := made.Load()
+	if s := first.o.Settings(); s.Token != "peers" || s.Interval != 10*time.Second || s.MaxTTLSec != 86400 || s.Operator == nil || first.o.BaseDomain() != "mesh.test" {
+		t.Errorf("%+v", s)
+	}
+	n.post("cluster.mesh.test", signManifest(t, k, "mesh.test", 3, 3600, record.ClusterNode{ID: "a", HTTP: "http://a.test"}, record.ClusterNode{ID: "b", HTTP: "http://b.test"}), 300)
+	eventually(t, "the peers are the manifest's", func() bool { s := r.status(); return len(s) == 1 && s[0].ID == "b" })
+	if made.Load() != first {
+		t.Error("another list of peers made another puller")
+	}
+	m := n.do("GET", "/metrics", "operator", "").body
+	for _, want := range []string{"dmpd_sync_peers 1.0\n", `dmpd_sync_lag_seconds{peer="b"} 1.5`, `dmpd_sync_lag_rows{peer="b"} 7.0`, `dmpd_sync_caught_up{peer="b"} 0.0`, `dmpd_sync_quarantined{peer="b"} 2.0`,
+		`dmpd_sync_received_bytes_total{peer="b"} 12345.0`, "dmpd_cluster_manifest_seq 3.0\n", "dmpd_cluster_manifest_expiry_seconds 3"} {
+		if !strings.Contains(m, want) {
+			t.Errorf("%q is not on the metrics page", want)
+		}
+	}
+	if s := r.summary(); s != "0 of 1 peers caught up with, up to 1.5 s behind, 2 records refused" {
+		t.Error(s)
+	}
+	if info := r.info(); !info.Running || info.Manifest.Seq != 3 || len(info.Peers) != 1 || info.Peers[0].LagRows != 7 {
+		t.Errorf("%+v", info)
+	}
+	woken := first.woken.Load()
+	reload("DMP_SYNC_PEER_TOKEN=peers", "DMP_SYNC_INTERVAL=3")
+	if first.woken.Load() == woken || first.o.Settings().Interval != 3*time.Second {
+		t.Error("a reload is not heard of")
+	}
+	reload()
+	running(0)
+	if r.status() != nil {
+		t.Error("a puller that ended has a status")
+	}
+	reload("DMP_SYNC_PEER_TOKEN=peers")
+	running(1)
+	if made.Load() == first {
+		t.Error("a puller that ended runs again")
+	}
+	n.Server.Stop()
+	running(0)
 }
 
 // TestManifestPaths is X5 (cluster.md 18), the ways that end at one node: file, record, and what the puller hands over. Each swaps the

@@ -226,9 +226,9 @@ func (r *replication) summary() string {
 		lag = max(lag, p.LagSec)
 		quarantined += p.Quarantined
 	}
-	text := fmt.Sprintf("%d peers, all caught up", len(status))
+	text := fmt.Sprintf("%d of %d peers caught up with", len(status)-behind, len(status))
 	if behind > 0 {
-		text = fmt.Sprintf("%d peers, %d behind, up to %.1f s", len(status), behind, lag)
+		text += fmt.Sprintf(", up to %.1f s behind", lag)
 	}
 	if quarantined > 0 {
 		text += fmt.Sprintf(", %d records refused", quarantined)

@@ -37,6 +37,7 @@ type replication struct {
 	manifests *antientropy.Manifests
 	server    *antientropy.Server
 	limit     auth.Limiter[netip.Prefix]
+	newPuller func(antientropy.PullerOptions) (antientropy.Runner, error)
 
 	mu         sync.Mutex
 	ctx        context.Context // of everything that runs
@@ -68,7 +69,7 @@ func (s *Server) syncSettings() antientropy.Settings { return syncSettings(s.con
 
 // startReplication reads what is installed, and starts what the configuration asks for.
 func (s *Server) startReplication() error {
-	r := &replication{s: s}
+	r := &replication{s: s, newPuller: newPuller}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	var err error
 	r.manifests, err = antientropy.OpenManifests(antientropy.ManifestOptions{Dir: s.controlDir, Settings: s.syncSettings, View: s.tail, Writer: s.requests, NowMs: clock.NowMs, Log: s.log})
@@ -135,7 +136,7 @@ func (r *replication) reconsider() {
 	wanted := len(peers) > 0 && r.s.syncSettings().Token != "" && r.ctx.Err() == nil
 	switch {
 	case wanted && r.running == nil:
-		p, err := newPuller(antientropy.PullerOptions{
+		p, err := r.newPuller(antientropy.PullerOptions{
 			Dir: r.s.controlDir, View: r.s.tail, Writer: r.s.requests, Peers: r.manifests, Manifests: r.manifests, BaseDomain: r.manifests.BaseDomain, Settings: r.s.syncSettings,
 			NowMs: clock.NowMs, Log: r.s.log,
 		})
