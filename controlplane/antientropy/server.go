@@ -33,6 +33,8 @@ const (
 	verdictLifeMs = 300_000
 	// servePage is how many rows with their values are held at once for a digest, whatever its limit.
 	servePage = 512
+	// passedMax bounds the cursors for which it is known that nothing to serve follows until a later place: a few for each peer.
+	passedMax = 256
 )
 
 // Server answers peers (cluster.md 6). Its methods are for requests whose limit and token were checked (Authorized).
@@ -43,6 +45,7 @@ type Server struct {
 	NowMs    func() int64
 
 	verdicts verdicts
+	passed   passed
 
 	// Counters.
 	Digests, Pulls, Rows, Values, Withheld, Failures atomic.Int64
@@ -133,6 +136,8 @@ func (s *Server) Digest(w http.ResponseWriter, r *http.Request) {
 func (s *Server) served(ctx context.Context, after Cursor, n int, nowMs int64, f func(*FeedRow)) error {
 	settings := s.Settings()
 	verifier := record.Verifier{Operator: settings.Operator}
+	asked, wanted := after, n
+	after = s.passed.from(asked, nowMs)
 	for n > 0 {
 		rows, next, more, err := s.View.Page(after, min(n, servePage), nowMs)
 		if err == nil {
@@ -148,6 +153,9 @@ func (s *Server) served(ctx context.Context, after Cursor, n int, nowMs int64, f
 			} else {
 				s.Withheld.Add(1)
 			}
+		}
+		if n == wanted {
+			s.passed.put(asked, next, nowMs)
 		}
 		if !more {
 			return nil
@@ -221,6 +229,55 @@ func (d *verdicts) of(v *record.Verifier, hash [32]byte, value []byte, nowMs int
 	return r == record.Accepted
 }
 
+// passed remembers, for cursors that peers showed, how far nothing follows that may be served. A reference peer stays at its cursor while
+// it is shown nothing, and would have all that is withheld behind it looked at with every question.
+type passed struct {
+	mu sync.Mutex
+	m  map[Cursor]place
+}
+
+type place struct {
+	next    Cursor
+	untilMs int64 // then verdicts may be others
+}
+
+func (p *passed) from(asked Cursor, nowMs int64) Cursor {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if to, ok := p.m[asked]; ok && nowMs < to.untilMs && nowMs > to.untilMs-2*verdictLifeMs {
+		return to.next
+	}
+	return asked
+}
+
+func (p *passed) put(asked, next Cursor, nowMs int64) {
+	if next.Compare(asked) <= 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m == nil {
+		p.m = map[Cursor]place{}
+	}
+	to := place{next, nowMs + verdictLifeMs}
+	if old, ok := p.m[asked]; ok && nowMs < old.untilMs {
+		to.untilMs = old.untilMs // what was passed first is looked at again in time
+	}
+	for old := range p.m {
+		if len(p.m) < passedMax {
+			break
+		}
+		delete(p.m, old)
+	}
+	p.m[asked] = to
+}
+
+func (p *passed) reset() {
+	p.mu.Lock()
+	clear(p.m)
+	p.mu.Unlock()
+}
+
 // reset forgets all verdicts: the pinned key is another one.
 func (d *verdicts) reset() {
 	d.mu.Lock()
@@ -229,7 +286,10 @@ func (d *verdicts) reset() {
 }
 
 // Reset is called when Settings changed.
-func (s *Server) Reset() { s.verdicts.reset() }
+func (s *Server) Reset() {
+	s.verdicts.reset()
+	s.passed.reset()
+}
 
 type pullRow struct {
 	Name  string `json:"name"`
