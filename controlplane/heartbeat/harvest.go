@@ -15,6 +15,7 @@ import (
 
 const (
 	harvestMax     = 20 * time.Second // for all zones of a round
+	harvestLeast   = time.Second      // no zone is asked with less left of that
 	harvestAtOnce  = 8                // zones asked at the same time
 	valuesMax      = 200              // verified of one RRset, taken at random: four times what a node publishes
 	valueBytesMax  = 65535            // of one RRset: what a DNS message holds
@@ -165,7 +166,7 @@ func (w *Worker) harvest(ctx context.Context, s *Settings) {
 	for range min(harvestAtOnce, len(targets)) {
 		wg.Go(func() {
 			for t := range work {
-				if ctx.Err() != nil { // not asked, so not failed
+				if end, _ := ctx.Deadline(); ctx.Err() != nil || time.Until(end) < harvestLeast { // not asked, so not failed
 					w.stats.ZonesSkipped.Add(1)
 					continue
 				}

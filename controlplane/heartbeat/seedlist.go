@@ -82,6 +82,9 @@ func (f *fetcher) fetch(ctx context.Context, text string) ([]string, error) {
 	if err = errors.Join(err, ctx.Err()); err != nil { // a body may end, cleanly even, since we hung up
 		return nil, err
 	}
+	if len(body) > listBodyMax { // cut, its last line could be another name
+		return nil, fmt.Errorf("more than %d bytes", listBodyMax)
+	}
 	zones := parseList(body)
 	if len(zones) == 0 {
 		return nil, errors.New("it names no zone")
@@ -89,13 +92,8 @@ func (f *fetcher) fetch(ctx context.Context, text string) ([]string, error) {
 	return zones, nil
 }
 
-// parseList reads a list: a zone a line, # and blank lines apart. Of a body that is too long what would be cut is dropped with the line
-// that it belongs to: half a name may be another name.
+// parseList reads a list: a zone a line, # and blank lines apart.
 func parseList(body []byte) (zones []string) {
-	if len(body) > listBodyMax {
-		body = body[:listBodyMax]
-		body = body[:strings.LastIndexByte(string(body), '\n')+1]
-	}
 	for line := range strings.Lines(string(body)) {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
