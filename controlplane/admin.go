@@ -57,7 +57,8 @@ const (
 	KindNotFound   ErrorKind = "not-found"
 	KindAmbiguous  ErrorKind = "ambiguous"
 	KindOwned      ErrorKind = "owned"
-	KindAway       ErrorKind = "away" // the data plane did not take it; it may do so when it is back
+	KindAway       ErrorKind = "away"   // the data plane did not take it, and it is not done, unless the text says that nobody knows
+	KindStands     ErrorKind = "stands" // it is stored; the data plane takes it when it is back
 	KindRefused    ErrorKind = "refused"
 	KindFailed     ErrorKind = "failed"
 )
@@ -287,6 +288,8 @@ func adminError(err error) *AdminError {
 	}
 	kind := KindFailed
 	switch {
+	case errors.Is(err, auth.ErrNotTaken):
+		return &AdminError{KindStands, "it is stored, but the data plane is away: it takes this when it is back, before it judges anything by it"}
 	case errors.Is(err, auth.ErrBadRequest), errors.Is(err, auth.ErrNameTooBig):
 		kind = KindBadRequest
 	case errors.Is(err, auth.ErrNotFound):
@@ -295,7 +298,7 @@ func adminError(err error) *AdminError {
 		kind = KindAmbiguous
 	case errors.Is(err, auth.ErrOwned), errors.Is(err, auth.ErrDenied):
 		kind = KindOwned
-	case errors.Is(err, auth.ErrNotTaken), errors.Is(err, errAway), errors.Is(err, errAhead), errors.Is(err, errUnknown):
+	case errors.Is(err, errAway), errors.Is(err, errAhead), errors.Is(err, errUnknown):
 		kind = KindAway
 	}
 	return &AdminError{kind, err.Error()}

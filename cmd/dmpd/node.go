@@ -189,9 +189,13 @@ func (o *offlineStore) open() error {
 	if err := os.MkdirAll(o.p.dataDir(), 0o700); err != nil {
 		return err
 	}
-	lock, err := lockFolder(o.p.dataDir())
+	lock, err := journal.Lock(filepath.Join(o.p.dataDir(), "lock"))
+	var held *journal.HeldError
+	if errors.As(err, &held) {
+		return fmt.Errorf("process %d, the DNS process, works in %s, and the HTTP process, which hands records to it, does not run. Start dmp-controlplane (dmpd run starts both), or stop process %d, and give the command again", held.Pid, o.p.dataDir(), held.Pid)
+	}
 	if err != nil {
-		return fmt.Errorf("the DNS process runs without the HTTP process, which would have to hand this over. Start that too (dmpd run starts both): %w", err)
+		return err
 	}
 	c := o.p.config
 	var zone []byte
@@ -246,8 +250,26 @@ func (p *place) with(f func(call caller) error) error {
 		if errors.As(err, &failed) && (failed.Kind == controlplane.KindBadRequest || failed.Kind == controlplane.KindAmbiguous) {
 			return usageError{err}
 		}
+		if failed != nil && (failed.Kind == controlplane.KindAway || failed.Kind == controlplane.KindStands) {
+			return p.away(err, b)
+		}
 		return err
 	})
+}
+
+// away adds to an error of a node without its DNS process who runs, and what to do.
+func (p *place) away(err error, b backend) error {
+	var node struct{ Pid int }
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	defer cancel()
+	if e := b.Call(ctx, "ping", nil, &node); e != nil {
+		return err
+	}
+	if lock := filepath.Join(p.dataDir(), "lock"); journal.Locked(lock) {
+		pid, _ := os.ReadFile(lock)
+		return fmt.Errorf("%w. Process %d, the HTTP process, runs; the DNS process, %s, may be starting, stopping or hanging: see its log and `dmpd status`", err, node.Pid, strings.TrimSpace(string(pid)))
+	}
+	return fmt.Errorf("%w. Process %d, the HTTP process, runs; the DNS process, which would work in %s, does not: start dmp-dataplane (dmpd run starts both)", err, node.Pid, p.dataDir())
 }
 
 // parsed parses the flags, which bound p, and resolves the configuration.

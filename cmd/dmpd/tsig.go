@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -137,6 +138,10 @@ func tsigMint(i *invocation) error {
 	}
 	var k controlplane.KeyInfo
 	if err := p.call("tsig.mint", m, &k); err != nil {
+		var failed *controlplane.AdminError
+		if errors.As(err, &failed) && failed.Kind == controlplane.KindStands {
+			return fmt.Errorf("key %s: %w. `dmpd tsig show %s --secret` prints it", m.Name, err, m.Name)
+		}
 		return err
 	}
 	return p.printKey(&k)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dnsmesh/dmpd/controlplane"
 	"github.com/dnsmesh/dmpd/controlplane/auth"
+	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/record"
 	"github.com/dnsmesh/dmpd/internal/snapshot"
@@ -239,6 +240,50 @@ func TestOnline(t *testing.T) {
 	}
 	dmpd(t, exitUsage, "import", "--state-dir", dir)
 	dmpd(t, exitUsage, "restore", os.Args[0], "--state-dir", dir)
+}
+
+// One process of the two runs: the command says which, and what to do.
+func TestOnePlane(t *testing.T) {
+	t.Parallel()
+	t.Run("data", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "data"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := journal.Lock(filepath.Join(dir, "data", "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := []string{"--state-dir", dir, "--domain", "mesh.test"}
+		put := append([]string{"record", "put", "a.mesh.test", "v"}, at...)
+		for _, args := range [][]string{put, append([]string{"record", "delete", "a.mesh.test", "v"}, at...)} {
+			contains(t, dmpd(t, exitFailed, args...), fmt.Sprintf("process %d, the DNS process", os.Getpid()), "dmp-controlplane", fmt.Sprintf("stop process %d", os.Getpid()))
+		}
+		// Keys and tokens are the other folder's: the DNS process takes them from there.
+		dmpd(t, exitOK, append([]string{"tsig", "mint", "--name", "op.mesh.test", "--scope", "mesh.test"}, at...)...)
+		dmpd(t, exitOK, append([]string{"tsig", "revoke", "op.mesh.test"}, at...)...)
+		lock.Close()
+		dmpd(t, exitOK, put...)
+	})
+	t.Run("control", func(t *testing.T) {
+		dir := t.TempDir()
+		c, _, errs := config.Resolve(config.Input{Flags: map[string]string{"STATE_DIR": dir, "DOMAIN": "mesh.test", "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}})
+		if len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		s, err := controlplane.Start(c, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Stop()
+		at := []string{"--state-dir", dir}
+		who := []string{fmt.Sprintf("Process %d, the HTTP process, runs", os.Getpid()), filepath.Join(dir, "data"), "start dmp-dataplane"}
+		contains(t, dmpd(t, exitFailed, append([]string{"record", "put", "a.mesh.test", "v"}, at...)...), append(who, "the data plane is away")...)
+		contains(t, dmpd(t, exitFailed, append([]string{"tsig", "mint", "--name", "op.mesh.test", "--scope", "mesh.test"}, at...)...), append(who, "it is stored", "tsig show op.mesh.test --secret")...)
+		contains(t, dmpd(t, exitOK, append([]string{"tsig", "show", "op.mesh.test", "--secret"}, at...)...), "secret, hex")
+		contains(t, dmpd(t, exitFailed, append([]string{"tsig", "revoke", "op.mesh.test"}, at...)...), append(who, "it is stored")...)
+		contains(t, dmpd(t, exitOK, append([]string{"tsig", "list", "--all"}, at...)...), "revoked")
+	})
 }
 
 func TestBackup(t *testing.T) {
