@@ -197,6 +197,9 @@ func backup(i *invocation) error {
 		return err
 	}
 	out, err := os.OpenFile(args[0], os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return usagef("%s is there already, and a backup overwrites nothing. Give another name", args[0])
+	}
 	if err != nil {
 		return usageError{err}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/dnsmesh/dmpd/internal/config"
@@ -62,15 +63,23 @@ func execute(args []string, in io.Reader, out, errOut io.Writer) int {
 	switch args[0] {
 	case "help", "--help", "-h":
 		if c, _ := find(args[1:]); c != nil {
-			c.help(out)
-		} else {
-			help(out)
+			return execute(append(strings.Fields(c.name), "--help"), in, out, errOut)
 		}
+		if len(args) > 1 && group(out, args[1]) {
+			return exitOK
+		}
+		help(out)
 		return exitOK
 	case "--version":
 		args = []string{"version"}
 	}
 	c, rest := find(args)
+	if c == nil && len(args) == 2 && slices.Contains([]string{"-h", "-help", "--help"}, args[1]) && group(out, args[0]) {
+		return exitOK
+	}
+	if c == nil && (len(args) == 1 || strings.HasPrefix(args[1], "-")) && group(errOut, args[0]) {
+		return exitUsage
+	}
 	if c == nil {
 		fmt.Fprintf(errOut, "dmpd: no command %q. `dmpd help` lists them.\n", strings.Join(args[:min(2, len(args))], " "))
 		return exitUsage
@@ -114,6 +123,20 @@ func help(w io.Writer) {
 		fmt.Fprintf(w, "  %-22s %s\n", strings.TrimSpace(c.name), c.short)
 	}
 	fmt.Fprint(w, "\n`dmpd help COMMAND` or `dmpd COMMAND --help` says more. Settings: `dmpd check --settings`.\n")
+}
+
+// group lists the commands that begin with a word, if any do.
+func group(w io.Writer, word string) (any bool) {
+	for _, c := range commands {
+		if verb, ok := strings.CutPrefix(c.name, word+" "); ok {
+			if !any {
+				fmt.Fprintf(w, "Usage: dmpd %s COMMAND [flags]\n\n", word)
+			}
+			any = true
+			fmt.Fprintf(w, "  %-22s %s\n", verb, c.short)
+		}
+	}
+	return any
 }
 
 func (c *command) help(w io.Writer) {

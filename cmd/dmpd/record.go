@@ -69,6 +69,9 @@ func recordList(i *invocation) error {
 	if err != nil {
 		return err
 	}
+	if *limit < 0 {
+		return usagef("--limit %d: 0 for all, or more", *limit)
+	}
 	var parent []byte
 	if len(args) == 1 {
 		if parent, err = recordName(args[0]); err != nil {

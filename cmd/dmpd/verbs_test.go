@@ -89,6 +89,12 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 		dmpd(t, exitUsage, append(strings.Fields(c.name), "--no-such-flag")...)
 	}
 	dmpd(t, exitUsage, "frobnicate")
+	for _, args := range [][]string{{"tsig", "--help"}, {"help", "tsig"}} {
+		contains(t, dmpd(t, exitOK, args...), "Usage: dmpd tsig COMMAND", "mint", "Make a TSIG key")
+	}
+	contains(t, dmpd(t, exitUsage, "tsig"), "Usage: dmpd tsig COMMAND")
+	contains(t, dmpd(t, exitUsage, "tsig", "frobnicate"), "no command")
+	contains(t, dmpd(t, exitOK, "help", "tsig", "mint"), "Flags:", "-subject")
 
 	dir := t.TempDir()
 	dmpd(t, exitOK, "man", dir)
@@ -149,6 +155,8 @@ func TestKeysAndTokens(t *testing.T) {
 	contains(t, run(exitOK, "tsig", "denied"), "spam.test")
 	run(exitOK, "tsig", "allow", "domain", "spam.test")
 	run(exitUsage, "tsig", "deny", "planet", "mars")
+	contains(t, run(exitUsage, "tsig", "deny", "key", "zz"), "64 hex digits")
+	contains(t, run(exitUsage, "tsig", "mint", "--name", key.Name, "--scope", "mesh.test"), "--replace")
 
 	file := filepath.Join(dir, "key.conf")
 	if err := os.WriteFile(file, []byte("key \"xfer.mesh.test\" {\n\talgorithm hmac-sha512;\n\tsecret \"AAECAwQFBgcICQoLDA0ODw==\";\n};\n"), 0o600); err != nil {
@@ -200,6 +208,7 @@ func TestRecords(t *testing.T) {
 	}
 	run(exitUsage, "record", "put", "hello.mesh.test", "x", "--ttl", "0")
 	run(exitUsage, "record", "put", "hello..test", "x")
+	run(exitUsage, "record", "list", "--limit", "-1")
 	run(exitUsage, "record", "delete", "hello.mesh.test") // neither a value nor --every
 	run(exitOK, "record", "delete", "hello.mesh.test", "v=dmp1;t=one")
 	run(exitFailed, "record", "delete", "hello.mesh.test", "v=dmp1;t=one")
@@ -300,7 +309,7 @@ func TestBackup(t *testing.T) {
 	goes := fromJSON[controlplane.KeyInfo](t, run(exitOK, "tsig", "mint", "--subject", "bob@mesh.test", "--json"))
 	token := fromJSON[controlplane.TokenInfo](t, run(exitOK, "token", "issue", "bob@mesh.test", "--json"))
 	run(exitOK, "backup", file)
-	run(exitUsage, "backup", file) // it is there
+	contains(t, run(exitUsage, "backup", file), "another name")
 	before := fromJSON[backupReport](t, run(exitOK, "verify", "--json"))
 	if got := fromJSON[backupReport](t, dmpd(t, exitOK, "verify", file, "--json")); got.Content != before.Content || got.Live != before.Live || got.Live == 0 {
 		t.Fatalf("%+v, want %+v", got, before)

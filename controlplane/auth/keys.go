@@ -248,7 +248,7 @@ func (s *State) Mint(ctx context.Context, m MintRequest) (*tsig.Key, error) {
 	}
 	err = s.do(ctx, func(b []byte, nowSec int64) ([]byte, error) {
 		if s.keys[string(name)] != nil && !m.Replace {
-			return nil, fmt.Errorf("%w: key %s exists", ErrBadRequest, m.Name)
+			return nil, fmt.Errorf("%w: key %s exists; choose another name, or replace it (--replace)", ErrBadRequest, m.Name)
 		}
 		if k.CreatedAtSec = m.CreatedAtSec; k.CreatedAtSec <= 0 || k.CreatedAtSec > nowSec {
 			k.CreatedAtSec = nowSec
@@ -504,7 +504,7 @@ func (s *State) setDeny(_ context.Context, kind DenyKind, value, note string, of
 		ok = validDomain(value) || hostLabel(value, 63)
 	}
 	if !ok {
-		return fmt.Errorf("%w: %q is no %s", ErrBadRequest, value, kind)
+		return fmt.Errorf("%w: %q is no %s; a subject is local@domain, a key 64 hex digits, a domain a host name", ErrBadRequest, value, kind)
 	}
 	return s.own(func(b []byte, nowSec int64) ([]byte, error) {
 		d := &Deny{Kind: kind, Value: value, Note: note, AtSec: nowSec, Off: off}
