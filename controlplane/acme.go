@@ -1,15 +1,18 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/acme"
@@ -26,17 +29,21 @@ import (
 type issued struct {
 	m       *autocert.Manager
 	domains []string
+	// refused has a domain while the server's last word on it was no: handshakes do not ask again then, or whoever connects would use up
+	// what the server lets us try.
+	refused sync.Map
 	log     *logging.Logger
 	stop    context.CancelFunc
-	done    chan struct{}
 }
+
+var errNoCertificate = errors.New("no certificate yet for this name")
 
 const (
 	// acmeTimeout bounds each request to the ACME server.
 	acmeTimeout = 30 * time.Second
-	// acmeRetry is how soon a certificate that was refused is asked for again, acmeRetryMax the longest pause: Let's Encrypt takes five
-	// failures an hour for a name.
-	acmeRetry, acmeRetryMax = time.Minute, time.Hour
+	// acmeRetry is how soon a certificate that was refused is asked for again, acmeRetryMax the longest pause, with twice the last between:
+	// five times in the first hour, which is what Let's Encrypt takes of failures for a name.
+	acmeRetry, acmeRetryMax = 2 * time.Minute, time.Hour
 	// acmeCheck is how often the certificates are looked at beside the handshakes, so that a node nobody speaks to renews as well.
 	acmeCheck = 6 * time.Hour
 )
@@ -86,15 +93,20 @@ func (i *issued) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 	if slices.Contains(hello.SupportedProtos, acme.ALPNProto) {
 		return i.m.GetCertificate(hello)
 	}
-	h := &tls.ClientHelloInfo{
-		ServerName: hello.ServerName,
+	name := cmp.Or(strings.TrimSuffix(strings.ToLower(hello.ServerName), "."), i.domains[0])
+	if _, refused := i.refused.Load(name); refused {
+		return nil, errNoCertificate
+	}
+	return i.get(name)
+}
+
+// get orders the certificate if it is not there.
+func (i *issued) get(name string) (*tls.Certificate, error) {
+	return i.m.GetCertificate(&tls.ClientHelloInfo{
+		ServerName: name,
 		// Whoever speaks TLS 1.3 takes ECDSA with P-256 (RFC 8446, 9.1); the library looks for suites of TLS 1.2 to learn that.
 		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256},
-	}
-	if h.ServerName == "" {
-		h.ServerName = i.domains[0]
-	}
-	return i.m.GetCertificate(h)
+	})
 }
 
 // serve is called when the listeners answer, which the challenge needs. It gets what is missing, says what it got, and looks again now and then.
@@ -106,16 +118,18 @@ func (i *issued) serve() {
 		for pause := acmeRetry; ; {
 			failed := false
 			for _, d := range i.domains {
-				cert, err := i.certificate(&tls.ClientHelloInfo{ServerName: d})
+				cert, err := i.get(d)
 				if ctx.Err() != nil {
 					return
 				}
 				if err != nil {
 					failed = true
+					i.refused.Store(d, true)
 					i.log.Warn("no certificate yet", "domain", d, "ca", i.m.Client.DirectoryURL, "err", err, "next", pause,
 						"remedy", "the ACME server must reach this node's HTTPS at port 443 of that name")
 					continue
 				}
+				i.refused.Delete(d)
 				if t := cert.Leaf.NotAfter; !t.Equal(expires[d]) {
 					expires[d] = t
 					i.log.Info("certificate from the ACME server", "domain", d, "issuer", cert.Leaf.Issuer.CommonName, "until", t.UTC().Format(time.RFC3339))
