@@ -28,6 +28,7 @@ import (
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/logging"
+	"github.com/dnsmesh/dmpd/internal/systemd"
 	"github.com/dnsmesh/dmpd/internal/vfs"
 )
 
@@ -261,6 +262,7 @@ func (s *Server) beat() {
 	defer tick.Stop()
 	for i := 0; ; i++ {
 		s.live.Beat(clock.NowMs())
+		_ = systemd.Alive() // one that is not heard is restarted, which the manager's log tells
 		if i%10 == 0 {
 			s.history.sample(s)
 		}

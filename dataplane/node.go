@@ -23,6 +23,7 @@ import (
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/logging"
 	"github.com/dnsmesh/dmpd/internal/stats"
+	"github.com/dnsmesh/dmpd/internal/systemd"
 	"github.com/dnsmesh/dmpd/internal/tsig"
 	"github.com/dnsmesh/dmpd/internal/vfs"
 	"github.com/dnsmesh/dmpd/internal/wire"
@@ -303,6 +304,7 @@ func (n *Node) background() {
 			if now.Sub(beat) >= journal.BeatEvery {
 				beat = now
 				n.live.Beat(clock.NowMs())
+				_ = systemd.Alive() // one that is not heard is restarted, which the manager's log tells
 			}
 			if now.Sub(gauges) >= gaugeEvery {
 				gauges = now

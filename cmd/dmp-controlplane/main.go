@@ -11,6 +11,7 @@ import (
 	"github.com/dnsmesh/dmpd/controlplane"
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/logging"
+	"github.com/dnsmesh/dmpd/internal/systemd"
 )
 
 func main() { os.Exit(run()) }
@@ -34,6 +35,9 @@ func run() int {
 			return 2
 		}
 		return 1
+	}
+	if err := systemd.Notify("READY=1"); err != nil {
+		log.Warn("the service manager cannot be told", "err", err)
 	}
 	for {
 		select {

@@ -17,6 +17,7 @@ import (
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/logging"
+	"github.com/dnsmesh/dmpd/internal/systemd"
 	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
@@ -51,6 +52,9 @@ func run() int {
 			return 2
 		}
 		return 1
+	}
+	if err := systemd.Notify("READY=1"); err != nil {
+		log.Warn("the service manager cannot be told", "err", err)
 	}
 	for sig := range signals {
 		if sig != syscall.SIGHUP {

@@ -260,6 +260,9 @@ func planeEnviron(environ []string) []string {
 	var kept []string
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
+		if name == "NOTIFY_SOCKET" || strings.HasPrefix(name, "WATCHDOG_") {
+			continue // the service manager is told by dmpd alone
+		}
 		if !strings.HasPrefix(name, "DMP_") || name == "DMP_TEST_CLOCK" || strings.HasPrefix(name, "DMP_KILLPOINT") {
 			kept = append(kept, e)
 		}

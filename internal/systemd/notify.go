@@ -5,6 +5,7 @@ package systemd
 import (
 	"net"
 	"os"
+	"strconv"
 	"strings"
 )
 
@@ -24,4 +25,13 @@ func Notify(state ...string) error {
 	defer conn.Close()
 	_, err = conn.Write([]byte(strings.Join(state, "\n")))
 	return err
+}
+
+// Alive feeds the service manager's watchdog, if this very process is to (sd_watchdog_enabled(3)). The caller calls it again and again,
+// from the place that stops when the process hangs.
+func Alive() error {
+	if os.Getenv("WATCHDOG_USEC") == "" || os.Getenv("WATCHDOG_PID") != strconv.Itoa(os.Getpid()) {
+		return nil
+	}
+	return Notify("WATCHDOG=1")
 }
