@@ -474,6 +474,11 @@ func verify(i *invocation) error {
 	if err := p.resolve(); err != nil {
 		return err
 	}
+	_, dataErr := os.Stat(p.dataDir())
+	_, controlErr := os.Stat(p.controlDir())
+	if errors.Is(dataErr, os.ErrNotExist) && errors.Is(controlErr, os.ErrNotExist) {
+		return usagef("%s holds no node's state. Name the node's folder with --state-dir, DMP_STATE_DIR or --config", p.config.StateDir())
+	}
 	r, err := p.verifyFolder()
 	if err != nil {
 		return err

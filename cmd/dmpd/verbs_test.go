@@ -200,6 +200,8 @@ func TestRecords(t *testing.T) {
 		return dmpd(t, want, append(args, "--state-dir", dir, "--domain", "mesh.test")...)
 	}
 	contains(t, run(exitOK, "record", "list", "--json"), "[]")
+	contains(t, run(exitOK, "audit", "tail", "--json"), "[]")
+	contains(t, run(exitUsage, "verify"), "no node's state")
 	run(exitOK, "record", "put", "Hello.mesh.test.", "v=dmp1;t=one", "--ttl", "600")
 	run(exitOK, "record", "put", "hello.mesh.test", "v=dmp1;t=two")
 	got := fromJSON[[]recordInfo](t, run(exitOK, "record", "get", "HELLO.mesh.test", "--json"))

@@ -122,6 +122,9 @@ func (a *Audit) rotate(nowMs int64) error {
 
 func auditFiles(fs vfs.FS, dir string) ([]string, error) {
 	all, err := fs.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // no node was ever here
+	}
 	if err != nil {
 		return nil, err
 	}
