@@ -80,10 +80,18 @@ func (z *zone) file() string {
 	fmt.Fprintf(&b, "%s IN NS %s\n%s IN A %s\n%s IN AAAA %s\n", apex, apexNS, apex, apexA, apex, apexAAAA)
 	for _, name := range z.names {
 		for _, value := range z.values[name] {
-			fmt.Fprintf(&b, "%s IN TXT %s\n", name, quoted(value))
+			fmt.Fprintf(&b, "%s %d IN TXT %s\n", name, ttlOf(name), quoted(value))
 		}
 	}
 	return b.String()
+}
+
+// ttlOf is the TTL of a name: the node gives heartbeats a short one (federation.md 17).
+func ttlOf(name string) int {
+	if name == "_dnsmesh-heartbeat."+apex {
+		return 30
+	}
+	return ttlSec
 }
 
 // quoted cuts a value in strings of 255 bytes, as the node does (dns.md 3.3).

@@ -158,9 +158,9 @@ class Run:
     def commands(self):
         section("the operator's commands, against the running mesh")
         here = ("--state-dir", self.east.dir)
-        code, out, err = self.dmpd("peers", "--json", *here)
-        got = {n["zone"]: n["first_hand"] for n in json.loads(out or "[]")}
-        equal("dmpd peers: the two others, each read at its own zone", got, {"west.test": True, "north.test": True})
+        want = {"west.test": True, "north.test": True}
+        got = until(lambda: {n["zone"]: n["first_hand"] for n in json.loads(self.dmpd("peers", "--json", *here)[1] or "[]")}, want)
+        equal("dmpd peers: the two others, each read at its own zone", got, want)
         resolvers = [word for r in self.resolvers.split(",") for word in ("--resolver", r)]
         code, out, err = self.dmpd("doctor", *resolvers, "--port", str(DNS_PORT), "--json", *here)
         found = {f["check"]: f["verdict"] for f in json.loads(out or "[]")}
