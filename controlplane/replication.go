@@ -57,7 +57,7 @@ type runningPuller struct {
 func syncSettings(c *config.Config) antientropy.Settings {
 	s := antientropy.Settings{
 		Token: c.String("SYNC_PEER_TOKEN"), Previous: c.List("SYNC_PEER_TOKENS_PREVIOUS"), NodeID: c.String("NODE_ID"), SelfURL: c.String("SYNC_SELF_ENDPOINT"), URLs: c.List("SYNC_PEERS"),
-		File: c.String("CLUSTER_FILE"), Interval: c.Seconds("SYNC_INTERVAL"), BaseDomain: c.String("CLUSTER_BASE_DOMAIN"), MaxTTLSec: c.Int("MAX_TTL"), MaxValueLen: int(c.Int("MAX_VALUE_BYTES")),
+		File: c.String("CLUSTER_FILE"), Interval: c.Seconds("SYNC_INTERVAL"), Pins: c.List("SYNC_PINS"), BaseDomain: c.String("CLUSTER_BASE_DOMAIN"), MaxTTLSec: c.Int("MAX_TTL"), MaxValueLen: int(c.Int("MAX_VALUE_BYTES")),
 	}
 	if b, err := hex.DecodeString(c.String("SYNC_OPERATOR_SPK")); err == nil && len(b) == 32 {
 		s.Operator = (*[32]byte)(b)

@@ -192,6 +192,7 @@ type Settings struct {
 	URLs        []string      // DMP_SYNC_PEERS
 	File        string        // DMP_CLUSTER_FILE
 	Interval    time.Duration // DMP_SYNC_INTERVAL
+	Pins        []string      // DMP_SYNC_PINS
 	Operator    *[32]byte     // DMP_SYNC_OPERATOR_SPK; nil: none
 	BaseDomain  string        // DMP_CLUSTER_BASE_DOMAIN; may be empty
 	MaxTTLSec   int64         // 0: no limit
@@ -215,6 +216,7 @@ type PeerStatus struct {
 	Errors        int64
 	Reconnects    int64
 	Stored        int64
+	Rejected      int64 // entries and records that were not taken, quarantined or dropped
 	Refreshed     int64
 	Tombstoned    int64
 	Quarantined   int64 // at present

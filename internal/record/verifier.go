@@ -59,37 +59,48 @@ type Verifier struct {
 // Verify judges a value at an owner name, which is lower case and in wire form; nil is none, and skips the rule about owners. The
 // type is not compared with the owner: readers do that. Up to two Ed25519 checks, so call Screen first where many rows pass by.
 func (v *Verifier) Verify(owner, value []byte, nowSec int64) (Class, Refusal) {
-	class, r := Screen(owner, value)
+	class, _, r := v.Judge(owner, value, nowSec)
+	return class, r
+}
+
+// Judge is Verify, and gives the end that is signed in the value, in Unix seconds: 0 if it has none that was checked.
+func (v *Verifier) Judge(owner, value []byte, nowSec int64) (class Class, endSec uint64, r Refusal) {
+	class, r = Screen(owner, value)
 	if r != Accepted {
-		return class, r
+		return class, 0, r
 	}
 	switch class {
 	case ClassManifest:
-		r = new(Manifest).Verify(value, nowSec)
+		var m Manifest
+		r, endSec = m.Verify(value, nowSec), m.ExpSec
 	case ClassIdentity:
 		r = new(Identity).Verify(value)
 	case ClassClaim:
-		r = new(Claim).Verify(value, nowSec)
+		var c Claim
+		r, endSec = c.Verify(value, nowSec), c.ExpSec
 	case ClassRotation:
-		r = new(Rotation).Verify(value, nil, "", nowSec)
+		var x Rotation
+		r, endSec = x.Verify(value, nil, "", nowSec), x.ExpSec
 	case ClassRevocation:
 		r = new(Revocation).Verify(value, nil, "", 0, nowSec)
 	case ClassCluster:
 		if v.Operator == nil {
-			return class, structural(value, clusterPrefix)
+			return class, 0, structural(value, clusterPrefix)
 		}
-		r = new(Cluster).Verify(value, v.Operator, "", nowSec)
+		var c Cluster
+		r, endSec = c.Verify(value, v.Operator, "", nowSec), c.ExpSec
 	case ClassPrekey:
 		r = structural(value, prekeyPrefix)
 	case ClassBootstrap:
 		if v.Bootstrap == nil {
-			return class, structural(value, bootstrapPrefix)
+			return class, 0, structural(value, bootstrapPrefix)
 		}
-		r = new(Bootstrap).Verify(value, v.Bootstrap, "", nowSec)
+		var b Bootstrap
+		r, endSec = b.Verify(value, v.Bootstrap, "", nowSec), b.ExpSec
 	case ClassChunk:
 		_, r = VerifyChunk(value)
 	}
-	return class, r
+	return class, endSec, r
 }
 
 // Screen is the part of Verify that costs nothing: class and owner.
