@@ -1,4 +1,4 @@
-"""python main.py --impl dmpd|reference [--keep] scenario|mesh|tools|tls|acme|import"""
+"""python main.py --impl dmpd|reference [--keep] scenario|mesh|cluster|tools|tls|acme|import"""
 
 import argparse
 import importlib
@@ -16,7 +16,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--impl", choices=["dmpd", "reference"], default="dmpd")
     parser.add_argument("--keep", action="store_true", help="leave the folders and logs of the nodes")
-    parser.add_argument("part", choices=["scenario", "mesh", "tools", "tls", "acme", "import"])
+    parser.add_argument("part", choices=["scenario", "mesh", "cluster", "tools", "tls", "acme", "import"])
     options = parser.parse_args()
     part = importlib.import_module(options.part)
 

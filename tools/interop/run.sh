@@ -4,7 +4,7 @@
 #
 #   make interop                              everything, against bin/dmpd
 #   tools/interop/run.sh --impl reference     the client's scenario against the reference node, as a control of the scenario itself
-#   tools/interop/run.sh --only tools         one part: scenario, mesh, tools, tls, acme, import or conform
+#   tools/interop/run.sh --only tools         one part: scenario, mesh, cluster, tools, tls, acme, import or conform
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -12,9 +12,9 @@ impl=dmpd only=all keep=
 while [ $# -gt 0 ]; do
   case $1 in
     --impl) impl=${2:?--impl dmpd or reference}; shift 2 ;;
-    --only) only=${2:?--only scenario, mesh, tools, tls, acme, import or conform}; shift 2 ;;
+    --only) only=${2:?--only scenario, mesh, cluster, tools, tls, acme, import or conform}; shift 2 ;;
     --keep) keep=--keep; shift ;; # leaves the nodes' folders and logs for a look
-    *) echo "usage: $0 [--impl dmpd|reference] [--only scenario|mesh|tools|tls|acme|import|conform] [--keep]" >&2; exit 2 ;;
+    *) echo "usage: $0 [--impl dmpd|reference] [--only scenario|mesh|cluster|tools|tls|acme|import|conform] [--keep]" >&2; exit 2 ;;
   esac
 done
 
@@ -95,6 +95,9 @@ case $only in
   all | mesh) part mesh "$venv/bin/python" tools/interop/main.py --impl "$impl" $keep mesh ;;
 esac
 if [ "$impl" = dmpd ]; then
+  case $only in
+    all | cluster) part cluster "$venv/bin/python" tools/interop/main.py --impl "$impl" $keep cluster ;;
+  esac
   case $only in
     all | tools) part tools "$venv/bin/python" tools/interop/main.py --impl "$impl" $keep tools ;;
   esac
