@@ -34,11 +34,11 @@ const (
 	dialTime        = 5 * time.Second
 )
 
-// errPeer marks what a peer did wrong.
-var errPeer = errors.New("antientropy: the peer")
+// errAnswer marks what a peer did wrong.
+var errAnswer = errors.New("antientropy: the peer")
 
 func peerError(format string, args ...any) error {
-	return fmt.Errorf("%w "+format, append([]any{errPeer}, args...)...)
+	return fmt.Errorf("%w "+format, append([]any{errAnswer}, args...)...)
 }
 
 // client asks one peer. It follows no redirect, asks for no compression, and shows the token to no other host.

@@ -49,7 +49,7 @@ func TestPins(t *testing.T) {
 		_, err := c.manifest(t.Context(), "secret")
 		return err
 	}
-	if err := try(); !errors.Is(err, errPeer) {
+	if err := try(); !errors.Is(err, errAnswer) {
 		t.Errorf("an unknown authority: %v", err)
 	}
 	if err := try(wrong); err == nil || !strings.Contains(err.Error(), "not the pinned one") {
@@ -69,7 +69,7 @@ func TestPins(t *testing.T) {
 	}
 	c := newClient(peer.URL, []string{right}, nil, now)
 	defer c.close()
-	if _, err := c.digest(t.Context(), "secret", Cursor{}, now()); !errors.Is(err, errPeer) || leaked.Load() != 0 {
+	if _, err := c.digest(t.Context(), "secret", Cursor{}, now()); !errors.Is(err, errAnswer) || leaked.Load() != 0 {
 		t.Errorf("a redirect: %v, followed %d times", err, leaked.Load())
 	}
 }

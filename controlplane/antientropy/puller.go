@@ -22,8 +22,8 @@ import (
 
 const (
 	pullsMax      = 4 // under way at one peer (cluster.md 17.7)
-	backoffMin    = time.Second
-	backoffMax    = time.Minute
+	pullBackoffMin    = time.Second
+	pullBackoffMax    = time.Minute
 	rescanEvery   = time.Hour // on average; heals what a peer's clock that stepped back has hidden (cluster.md 15, W5)
 	overlapMs     = 5_000     // what is read again behind a watermark that moved
 	deliveriesMax = 3         // that often a value may not come; then it is taken for absent
@@ -202,7 +202,7 @@ func (p *Puller) start(ctx context.Context, peer Peer, pins string) *puller {
 	ctx, cancel := context.WithCancel(ctx)
 	one := &puller{p: p, peer: peer, pins: pins, client: newClient(peer.URL, p.o.Settings().Pins, transport, p.o.NowMs), cancel: cancel, done: make(chan struct{}), poked: make(chan struct{}, 1),
 		watermark: p.cursors.get(peer.ID, peer.URL), missing: map[pair]int{}, overlap: true}
-	one.rescanAt = time.Now().Add(jitter(rescanEvery))
+	one.rescanAt = time.Now().Add(about(rescanEvery))
 	one.s = PeerStatus{ID: peer.ID, URL: peer.URL, WatermarkMs: one.watermark.TsMs}
 	if openToAll(peer.URL) {
 		p.o.Log.Warn("records and token go to this peer in clear text", "peer", peer.ID, "url", peer.URL, "remedy", "https, or a private network")
@@ -221,8 +221,8 @@ func openToAll(text string) bool {
 	return u.Hostname() != "localhost" && (err != nil || !a.IsLoopback() && !a.IsPrivate())
 }
 
-// jitter is between half and one and a half times d.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
+// about is between half and one and a half times d.
+func about(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
 
 func (one *puller) poke(rescan bool) {
 	if rescan {
@@ -239,8 +239,8 @@ func (one *puller) run(ctx context.Context) {
 	defer one.client.close()
 	log := one.p.o.Log
 	interval := one.p.o.Settings().Interval
-	wait := rand.N(min(interval, backoffMax) + 1) // nodes that started together do not ask together
-	backoff := backoffMin
+	wait := rand.N(min(interval, pullBackoffMax) + 1) // nodes that started together do not ask together
+	backoff := pullBackoffMin
 	for {
 		select {
 		case <-ctx.Done():
@@ -258,7 +258,7 @@ func (one *puller) run(ctx context.Context) {
 		interval = one.p.o.Settings().Interval
 		switch {
 		case errors.Is(err, ErrAway):
-			wait = jitter(awayPause)
+			wait = about(awayPause)
 		case err != nil:
 			one.mu.Lock()
 			if one.s.LastError == "" {
@@ -268,14 +268,14 @@ func (one *puller) run(ctx context.Context) {
 			one.s.BackoffSec, one.s.CaughtUp = backoff.Seconds(), false
 			one.mu.Unlock()
 			wait = rand.N(backoff) + time.Millisecond // full jitter
-			backoff = min(2*backoff, backoffMax)
+			backoff = min(2*backoff, pullBackoffMax)
 			continue
 		case !settled:
-			wait = min(jitter(retryPause), interval)
+			wait = min(about(retryPause), interval)
 		default:
 			wait = interval*4/5 + rand.N(interval*2/5+1)
 		}
-		backoff = backoffMin
+		backoff = pullBackoffMin
 		one.mu.Lock()
 		if one.s.LastError != "" && err == nil {
 			log.Info("replication from a peer works again", "peer", one.peer.ID)
@@ -316,7 +316,7 @@ func (one *puller) round(ctx context.Context) (settled bool, err error) {
 	whole := one.rescan.Swap(false) || time.Now().After(one.rescanAt)
 	switch {
 	case whole:
-		one.rescanAt = time.Now().Add(jitter(rescanEvery))
+		one.rescanAt = time.Now().Add(about(rescanEvery))
 		after = Cursor{}
 	case one.overlap && after.TsMs > overlapMs:
 		after = Cursor{TsMs: after.TsMs - overlapMs}
@@ -540,8 +540,8 @@ func (one *puller) fetch(ctx context.Context, settings *Settings, missing []*wan
 	return failed
 }
 
-// batchBytes is how much of values is held before it is offered.
-const batchBytes = 4 << 20
+// offerBytes is how much of values is held before it is offered.
+const offerBytes = 4 << 20
 
 func (one *puller) slice(ctx context.Context, settings *Settings, names []string, byName map[string][]*want) error {
 	p := one.p
@@ -591,7 +591,7 @@ func (one *puller) slice(ctx context.Context, settings *Settings, names []string
 		nowMs := p.o.NowMs()
 		if o, ok := one.judge(&verifier, settings, w, value, ttlSec, nowMs, time.Since(sent).Milliseconds()); ok {
 			offers, whose, bytes = append(offers, o), append(whose, w), bytes+len(value)
-			if len(offers) == OffersMax || bytes >= batchBytes {
+			if len(offers) == OffersMax || bytes >= offerBytes {
 				flush()
 			}
 		}

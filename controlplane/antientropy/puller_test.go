@@ -23,8 +23,8 @@ import (
 	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
-// memStore is a store in memory with the rules of the real one (cluster.md 17.4), which controlplane's tests hold it to. It has the time of its bubble.
-type memStore struct {
+// feedStore is a store in memory with the rules of the real one (cluster.md 17.4), which controlplane's tests hold it to. It has the time of its bubble.
+type feedStore struct {
 	mu      sync.Mutex
 	rows    map[pair]*FeedRow
 	names   map[string][]pair
@@ -37,11 +37,11 @@ type memStore struct {
 	stampMs int64 // of all rows, if not 0
 }
 
-func newMemStore() *memStore { return &memStore{rows: map[pair]*FeedRow{}, names: map[string][]pair{}} }
+func newFeedStore() *feedStore { return &feedStore{rows: map[pair]*FeedRow{}, names: map[string][]pair{}} }
 
 func now() int64 { return time.Now().UnixMilli() }
 
-func (s *memStore) put(name []byte, value []byte, addMs, expMs int64, deleted bool) {
+func (s *feedStore) put(name []byte, value []byte, addMs, expMs int64, deleted bool) {
 	rdata := record.AppendRDATA(nil, value)
 	hash := record.HashOf(rdata)
 	s.lastMs = max(now(), s.lastMs+1)
@@ -60,13 +60,13 @@ func (s *memStore) put(name []byte, value []byte, addMs, expMs int64, deleted bo
 }
 
 // publish is what a user does.
-func (s *memStore) publish(name, value string, ttl time.Duration) {
+func (s *feedStore) publish(name, value string, ttl time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.put(wire.MustName(name), []byte(value), now(), now()+ttl.Milliseconds(), false)
 }
 
-func (s *memStore) delete(name, value string) {
+func (s *feedStore) delete(name, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := pair{string(wire.MustName(name)), record.HashOf(record.AppendRDATA(nil, []byte(value)))}
@@ -75,7 +75,7 @@ func (s *memStore) delete(name, value string) {
 }
 
 // live gives values with the seconds that they have left.
-func (s *memStore) live() map[string]int64 {
+func (s *feedStore) live() map[string]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := map[string]int64{}
@@ -87,7 +87,7 @@ func (s *memStore) live() map[string]int64 {
 	return all
 }
 
-func (s *memStore) sorted() []FeedRow {
+func (s *feedStore) sorted() []FeedRow {
 	if s.order == nil {
 		for _, r := range s.rows {
 			s.order = append(s.order, *r)
@@ -97,7 +97,7 @@ func (s *memStore) sorted() []FeedRow {
 	return s.order
 }
 
-func (s *memStore) Page(after Cursor, limit int, nowMs int64) (rows []FeedRow, next Cursor, more bool, err error) {
+func (s *feedStore) Page(after Cursor, limit int, nowMs int64) (rows []FeedRow, next Cursor, more bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next = after
@@ -113,7 +113,7 @@ func (s *memStore) Page(after Cursor, limit int, nowMs int64) (rows []FeedRow, n
 	return rows, next, false, nil
 }
 
-func (s *memStore) Values(name []byte, nowMs int64) (rows []FeedRow, err error) {
+func (s *feedStore) Values(name []byte, nowMs int64) (rows []FeedRow, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.names[string(name)] {
@@ -125,7 +125,7 @@ func (s *memStore) Values(name []byte, nowMs int64) (rows []FeedRow, err error) 
 	return rows, nil
 }
 
-func (s *memStore) State(name []byte, hash [32]byte) (row record.Row, found bool, err error) {
+func (s *feedStore) State(name []byte, hash [32]byte) (row record.Row, found bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.rows[pair{string(name), hash}]
@@ -135,10 +135,10 @@ func (s *memStore) State(name []byte, hash [32]byte) (row record.Row, found bool
 	return r.Row, true, nil
 }
 
-func (s *memStore) Epoch() ([16]byte, bool) { return [16]byte{1}, true }
-func (s *memStore) Current() bool           { return true }
+func (s *feedStore) Epoch() ([16]byte, bool) { return [16]byte{1}, true }
+func (s *feedStore) Current() bool           { return true }
 
-func (s *memStore) Offer(_ context.Context, offers []Offer) (results []Result, err error) {
+func (s *feedStore) Offer(_ context.Context, offers []Offer) (results []Result, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.offers += len(offers)
@@ -174,7 +174,7 @@ func (s *memStore) Offer(_ context.Context, offers []Offer) (results []Result, e
 }
 
 // served is a node of ours as peers see it.
-func served(s *memStore) http.Handler {
+func served(s *feedStore) http.Handler {
 	srv := &Server{View: s, Settings: func() Settings { return Settings{Token: "peers"} }, Manifest: func(context.Context) ([]byte, record.Cluster, bool) { return nil, record.Cluster{}, false }, NowMs: now}
 	m := http.NewServeMux()
 	m.HandleFunc("/v1/sync/digest", srv.Digest)
@@ -183,8 +183,8 @@ func served(s *memStore) http.Handler {
 	return m
 }
 
-// network answers requests of a puller in the process, after a delay each way.
-type network struct {
+// fabric answers requests of a puller in the process, after a delay each way.
+type fabric struct {
 	t       testing.TB
 	mu      sync.Mutex
 	nodes   map[string]http.Handler // by host
@@ -195,7 +195,7 @@ type network struct {
 	bodies  atomic.Int64 // the largest
 }
 
-func (n *network) RoundTrip(r *http.Request) (*http.Response, error) {
+func (n *fabric) RoundTrip(r *http.Request) (*http.Response, error) {
 	n.calls.Add(1)
 	if r.Header.Get("Authorization") != "Bearer peers" {
 		n.t.Errorf("a request to %s without the token", r.URL)
@@ -279,8 +279,8 @@ const interval = 10 * time.Second
 
 type pulling struct {
 	*Puller
-	net    *network
-	store  *memStore
+	net    *fabric
+	store  *feedStore
 	roster *roster
 	inst   *installer
 	set    *Settings
@@ -290,7 +290,7 @@ type pulling struct {
 }
 
 // pullingFrom runs a puller of store s against peers; it ends with the test.
-func pullingFrom(t testing.TB, dir string, s *memStore, n *network, r *roster) *pulling {
+func pullingFrom(t testing.TB, dir string, s *feedStore, n *fabric, r *roster) *pulling {
 	p := &pulling{net: n, store: s, roster: r, inst: &installer{}, set: &Settings{Token: "peers", Interval: interval, MaxTTLSec: 86400, MaxValueLen: 2048}}
 	p.Puller = NewPuller(PullerOptions{Dir: dir, View: s, Writer: s, Peers: r, Manifests: p.inst, BaseDomain: func() string { p.mu.Lock(); defer p.mu.Unlock(); return p.base },
 		Settings: func() Settings { p.mu.Lock(); defer p.mu.Unlock(); return *p.set }, NowMs: now, Log: logging.New(io.Discard, logging.Error, false)})
@@ -327,7 +327,7 @@ func rounds(n int) {
 	synctest.Wait()
 }
 
-func equalStores(t testing.TB, got, want *memStore) {
+func equalStores(t testing.TB, got, want *feedStore) {
 	t.Helper()
 	if g, w := slices.Sorted(maps.Keys(got.live())), slices.Sorted(maps.Keys(want.live())); !slices.Equal(g, w) {
 		t.Errorf("%d records, want %d; the first: %.200q, %.200q", len(g), len(w), g, w)
@@ -337,8 +337,8 @@ func equalStores(t testing.TB, got, want *memStore) {
 // TestTick: cluster.md 14.1, 28 to 31, 34, 36 to 38, 45.
 func TestTick(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		a, b, here := newMemStore(), newMemStore(), newMemStore()
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(a), "b.test": served(b)}}
+		a, b, here := newFeedStore(), newFeedStore(), newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(a), "b.test": served(b)}}
 		r := newRoster()
 		p := pullingFrom(t, t.TempDir(), here, n, r)
 		rounds(2)
@@ -391,7 +391,7 @@ func TestTick(t *testing.T) {
 // TestPages: 39, 41 and 44: more than a page, more than a pull, one millisecond, all at one name; and without waiting between them.
 func TestPages(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		peer, here := newMemStore(), newMemStore()
+		peer, here := newFeedStore(), newFeedStore()
 		for i := range 2500 {
 			peer.publish(fmt.Sprintf("n%d.test", i), "v", time.Hour)
 		}
@@ -402,7 +402,7 @@ func TestPages(t *testing.T) {
 		for i := range 1500 {
 			peer.publish("all.test", fmt.Sprint(i), time.Hour)
 		}
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
 		pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		rounds(1)
 		equalStores(t, here, peer)
@@ -419,8 +419,8 @@ func TestPages(t *testing.T) {
 // TestRefresh: 40, and cluster.md 15 W11 and W14: what is longer by less than clocks differ is no refresh; a life is cut to what is allowed here.
 func TestRefresh(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		peer, here := newMemStore(), newMemStore()
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
+		peer, here := newFeedStore(), newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
 		pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		peer.publish("r.test", "v", 10*time.Minute)
 		rounds(4)
@@ -452,10 +452,10 @@ func TestRefresh(t *testing.T) {
 func TestRing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const nodes = 5
-		n := &network{t: t, nodes: map[string]http.Handler{}, oneWay: 2 * time.Second}
-		var stores []*memStore
+		n := &fabric{t: t, nodes: map[string]http.Handler{}, oneWay: 2 * time.Second}
+		var stores []*feedStore
 		for i := range nodes {
-			s := newMemStore()
+			s := newFeedStore()
 			stores = append(stores, s)
 			n.nodes[fmt.Sprintf("n%d.test", i)] = served(s)
 		}
@@ -485,8 +485,8 @@ func TestRing(t *testing.T) {
 // TestDeleted is X6: a pair that was deleted here does not come back from a peer, not by a restart nor by a relay; published anew, it does.
 func TestDeleted(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		peer, here := newMemStore(), newMemStore()
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
+		peer, here := newFeedStore(), newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
 		dir := t.TempDir()
 		p := pullingFrom(t, dir, here, n, newRoster("a.test"))
 		peer.publish("d.test", "v", time.Hour)
@@ -496,7 +496,7 @@ func TestDeleted(t *testing.T) {
 		p.stop()
 		p = pullingFrom(t, t.TempDir(), here, n, newRoster("a.test")) // without its cursors
 		rounds(2)
-		relay := newMemStore()
+		relay := newFeedStore()
 		relay.mu.Lock() // it took the old copy over just now, with the life that was left
 		relay.put(wire.MustName("d.test"), []byte("v"), now(), now()+peer.live()["d.test v"]*1000, false)
 		relay.mu.Unlock()
@@ -520,12 +520,12 @@ func TestDeleted(t *testing.T) {
 // TestAway: without the data plane no cursor moves; with it, all is there.
 func TestAway(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		peer, here := newMemStore(), newMemStore()
+		peer, here := newFeedStore(), newFeedStore()
 		here.away = true
 		for i := range 50 {
 			peer.publish(fmt.Sprintf("n%d.test", i), "v", time.Hour)
 		}
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
 		p := pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		rounds(2)
 		if s := p.one(t, "a.test"); s.WatermarkMs != 0 || s.CaughtUp {
@@ -542,10 +542,10 @@ func TestAway(t *testing.T) {
 // TestSwap: 54 and 59: a peer that stays keeps its watermark, one that leaves loses it, a new one begins at the start; and cursors outlive the process.
 func TestSwap(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		a, b, here := newMemStore(), newMemStore(), newMemStore()
+		a, b, here := newFeedStore(), newFeedStore(), newFeedStore()
 		a.publish("a.test", "v", time.Hour)
 		b.publish("b.test", "v", time.Hour)
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(a), "b.test": served(b)}}
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(a), "b.test": served(b)}}
 		dir := t.TempDir()
 		p := pullingFrom(t, dir, here, n, newRoster("a.test", "b.test"))
 		rounds(1)
@@ -580,7 +580,7 @@ func TestGossip(t *testing.T) {
 		var asked atomic.Int64
 		answer := atomic.Pointer[string]{}
 		m := http.NewServeMux()
-		m.Handle("/", served(newMemStore()))
+		m.Handle("/", served(newFeedStore()))
 		m.HandleFunc("/v1/sync/cluster-manifest", func(w http.ResponseWriter, _ *http.Request) {
 			asked.Add(1)
 			if text := answer.Load(); text != nil {
@@ -589,8 +589,8 @@ func TestGossip(t *testing.T) {
 			}
 			w.WriteHeader(http.StatusNoContent)
 		})
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": m}}
-		p := pullingFrom(t, t.TempDir(), newMemStore(), n, newRoster("a.test"))
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": m}}
+		p := pullingFrom(t, t.TempDir(), newFeedStore(), n, newRoster("a.test"))
 		change := func(operator *[32]byte, base string) {
 			p.mu.Lock()
 			p.set.Operator, p.base = operator, base
@@ -685,9 +685,9 @@ func (p *raw) add(name, value string, tsMs int64) {
 	p.values[name] = append(p.values[name], string(b))
 }
 
-// TestHostile: 32, 33, 35, 42, 43, 46, X8, X11: whatever a peer says, nothing is stored of it but what is good, the watermark passes nothing
+// TestHostilePeer: 32, 33, 35, 42, 43, 46, X8, X11: whatever a peer says, nothing is stored of it but what is good, the watermark passes nothing
 // without a decision, and the loop lives on: the good peer beside it is pulled from.
-func TestHostile(t *testing.T) {
+func TestHostilePeer(t *testing.T) {
 	good := func(p *raw) { p.add("good.test", "text", 100) }
 	for _, x := range []struct {
 		what     string
@@ -791,10 +791,10 @@ func TestHostile(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				bad := &raw{}
 				x.peer(bad)
-				friend, here := newMemStore(), newMemStore()
+				friend, here := newFeedStore(), newFeedStore()
 				friend.publish("friend.test", "hello", time.Hour)
 				var asked atomic.Int64
-				n := &network{t: t, nodes: map[string]http.Handler{"friend.test": served(friend), "bad.test": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				n := &fabric{t: t, nodes: map[string]http.Handler{"friend.test": served(friend), "bad.test": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					asked.Add(1)
 					bad.ServeHTTP(w, r)
 				})}}
@@ -840,8 +840,8 @@ func TestQuarantine(t *testing.T) {
 		for i := range 1500 {
 			peer.add(fmt.Sprintf("n%04d.test", i), "v", int64(10+i))
 		}
-		here := newMemStore()
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": peer}}
+		here := newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": peer}}
 		p := pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		p.mu.Lock()
 		p.set.Operator = &[32]byte{9}
@@ -880,8 +880,8 @@ func TestSlices(t *testing.T) {
 		}
 		peer.add("gone.test", "v", 400)
 		delete(peer.values, "gone.test")
-		here := newMemStore()
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": peer}}
+		here := newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": peer}}
 		p := pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		rounds(3)
 		if s := p.one(t, "a.test"); len(here.live()) != 300 || n.bodies.Load() > 16384 || s.Quarantined != 1 || !s.CaughtUp {
@@ -893,7 +893,7 @@ func TestSlices(t *testing.T) {
 // TestFull: what the store has no room for is a decision as well.
 func TestFull(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		peer, here := newMemStore(), newMemStore()
+		peer, here := newFeedStore(), newFeedStore()
 		here.refuse = func(o *Offer) string {
 			if strings.HasPrefix(wire.Text(o.Name), "full") {
 				return "rrset full"
@@ -902,7 +902,7 @@ func TestFull(t *testing.T) {
 		}
 		peer.publish("full.test", "v", time.Hour)
 		peer.publish("room.test", "v", time.Hour)
-		n := &network{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
 		p := pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		rounds(1)
 		if s := p.one(t, "a.test"); len(here.live()) != 1 || s.Quarantined != 1 || !s.CaughtUp {
@@ -914,22 +914,22 @@ func TestFull(t *testing.T) {
 // TestBackoff: a peer that is away is asked less and less, and at once when it is back for a while (cluster.md 15, W16).
 func TestBackoff(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		here := newMemStore()
-		n := &network{t: t, nodes: map[string]http.Handler{}}
+		here := newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{}}
 		p := pullingFrom(t, t.TempDir(), here, n, newRoster("a.test"))
 		time.Sleep(30 * time.Minute)
 		if calls := n.calls.Load(); calls < 20 || calls > 400 {
 			t.Errorf("%d calls in half an hour", calls)
 		}
-		if s := p.one(t, "a.test"); s.LastError == "" || s.BackoffSec != backoffMax.Seconds() || s.Errors == 0 {
+		if s := p.one(t, "a.test"); s.LastError == "" || s.BackoffSec != pullBackoffMax.Seconds() || s.Errors == 0 {
 			t.Errorf("%+v", s)
 		}
-		peer := newMemStore()
+		peer := newFeedStore()
 		peer.publish("x.test", "v", time.Hour)
 		n.mu.Lock()
 		n.nodes["a.test"] = served(peer)
 		n.mu.Unlock()
-		time.Sleep(2 * backoffMax)
+		time.Sleep(2 * pullBackoffMax)
 		synctest.Wait()
 		if s := p.one(t, "a.test"); len(here.live()) != 1 || s.LastError != "" {
 			t.Errorf("%+v", s)

@@ -24,11 +24,18 @@ type Reader struct {
 	from uint64 // frames below are passed over
 }
 
+// listTries is how often a folder without a segment is read: while a writer makes one and unlinks the one before it, a reading may find
+// neither (readdir(3) leaves open what it says of names that change meanwhile).
+const listTries = 10
+
 // OpenReader stands before lsn from; 0 is the oldest there is. A log without segments is os.ErrNotExist.
 func OpenReader(fs vfs.FS, dir, name string, from uint64) (*Reader, error) {
-	firsts, err := listSegments(fs, dir, name)
-	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
+	var firsts []uint64
+	for tries := 0; len(firsts) == 0 && tries < listTries; tries++ {
+		var err error
+		if firsts, err = listSegments(fs, dir, name); err != nil {
+			return nil, fmt.Errorf("journal: %w", err)
+		}
 	}
 	if len(firsts) == 0 {
 		return nil, fmt.Errorf("journal: no log %s in %s: %w", name, dir, os.ErrNotExist)
