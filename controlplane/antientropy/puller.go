@@ -300,7 +300,7 @@ func (one *puller) round(ctx context.Context) (settled bool, err error) {
 	if !p.o.View.Current() {
 		return false, ErrAway // the comparison would find everything missing
 	}
-	if p.o.BaseDomain() != "" && settings.Operator != nil && time.Since(one.manifestAt) >= settings.Interval {
+	if p.o.BaseDomain() != "" && settings.Operator != nil && time.Since(one.manifestAt) >= settings.Interval/2 {
 		one.manifestAt = time.Now()
 		text, err := one.client.manifest(ctx, settings.Token)
 		if err != nil {
