@@ -454,7 +454,7 @@ func TestConformance9Minted(t *testing.T) {
 			t.Errorf("%v is not what the data plane reads", m)
 		}
 	}
-	n.d.hang.Store(true)
+	n.d.hangs(t)
 	a := n.confirm("tsig-confirm", n.fields(newRegistrant(0, "user0@example.com")))
 	if a.status != 503 || a.header.Get("Retry-After") == "" || strings.Contains(a.body, "secret") {
 		t.Errorf("nobody takes it: %d %s", a.status, a.body)

@@ -29,7 +29,8 @@ type double struct {
 	w    *journal.Writer
 	page *stats.Page
 
-	hang      atomic.Bool // holds its lock, does nothing, does not beat
+	hang      atomic.Bool  // holds its lock, does nothing, does not beat
+	idle      atomic.Int64 // rounds in which it did so
 	valuesMax int
 
 	mu      sync.Mutex
@@ -40,6 +41,14 @@ type double struct {
 	stop    chan struct{}
 	done    chan struct{}
 	stopped bool
+}
+
+// hangs has it hang, and returns when it does: what is under way is done by then.
+func (d *double) hangs(t testing.TB) {
+	t.Helper()
+	was := d.idle.Load()
+	d.hang.Store(true)
+	eventually(t, "the data plane hangs", func() bool { return d.idle.Load() != was })
 }
 
 func startDouble(t testing.TB, dir string) *double {
@@ -130,6 +139,7 @@ func (d *double) run() {
 		case <-time.After(time.Millisecond):
 		}
 		if d.hang.Load() {
+			d.idle.Add(1)
 			continue
 		}
 		d.live.Beat(clock.NowMs())

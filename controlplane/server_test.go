@@ -238,7 +238,7 @@ func TestAway(t *testing.T) {
 func TestDiesWhileAsked(t *testing.T) {
 	t.Parallel()
 	n := startNode(t)
-	n.d.hang.Store(true)
+	n.d.hangs(t)
 	got := make(chan answer, 1)
 	go func() { got <- n.do("POST", "/v1/records/a.test", "operator", `{"value":"lost"}`) }()
 	eventually(t, "the request lies there", func() bool {
@@ -273,7 +273,7 @@ func TestDiesWhileAsked(t *testing.T) {
 func TestHangs(t *testing.T) {
 	t.Parallel()
 	n := startNode(t)
-	n.d.hang.Store(true)
+	n.d.hangs(t)
 	a := n.do("POST", "/v1/records/a.test", "operator", `{"value":"maybe"}`)
 	if a.status != 504 {
 		t.Errorf("%d %s", a.status, a.body)
@@ -315,7 +315,7 @@ func TestRestart(t *testing.T) {
 func TestShed(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, "DMP_HTTP_MAX_CONCURRENCY=1")
-	n.d.hang.Store(true)
+	n.d.hangs(t)
 	done := make(chan answer, 1)
 	go func() { done <- n.do("POST", "/v1/records/a.test", "operator", `{"value":"v"}`) }()
 	eventually(t, "one is worked on", func() bool { return len(n.slots) == 1 })
