@@ -21,19 +21,19 @@ import (
 )
 
 const (
-	pullsMax      = 4 // under way at one peer (cluster.md 17.7)
-	pullBackoffMin    = time.Second
-	pullBackoffMax    = time.Minute
-	rescanEvery   = time.Hour // on average; heals what a peer's clock that stepped back has hidden (cluster.md 15, W5)
-	overlapMs     = 5_000     // what is read again behind a watermark that moved
-	deliveriesMax = 3         // that often a value may not come; then it is taken for absent
-	undelivered   = 100_000   // pairs for which that is counted
-	oldCopyMs     = 10_000    // an offer that ends at most that much after a deleted element is its old copy (cluster.md 17.4)
-	savePages     = 20        // pages between two writings of the cursors while catching up
-	awayPause     = 500 * time.Millisecond
-	retryPause    = time.Second // before what did not come is asked for again
-	refusalLife   = 24 * time.Hour
-	refusalRetry  = 10 * time.Minute // of what may be taken later: a full RRset, a signed time that is ahead
+	pullsMax       = 4 // under way at one peer (cluster.md 17.7)
+	pullBackoffMin = time.Second
+	pullBackoffMax = time.Minute
+	rescanEvery    = time.Hour // on average; heals what a peer's clock that stepped back has hidden (cluster.md 15, W5)
+	overlapMs      = 5_000     // what is read again behind a watermark that moved
+	deliveriesMax  = 3         // that often a value may not come; then it is taken for absent
+	undelivered    = 100_000   // pairs for which that is counted
+	oldCopyMs      = 10_000    // an offer that ends at most that much after a deleted element is its old copy (cluster.md 17.4)
+	savePages      = 20        // pages between two writings of the cursors while catching up
+	awayPause      = 500 * time.Millisecond
+	retryPause     = time.Second // before what did not come is asked for again
+	refusalLife    = 24 * time.Hour
+	refusalRetry   = 10 * time.Minute // of what may be taken later: a full RRset, a signed time that is ahead
 )
 
 // Puller reads the feeds of the peers, each in a goroutine of its own, and offers what is missing here to the data plane (cluster.md 8, 17.7).

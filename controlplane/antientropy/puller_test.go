@@ -37,7 +37,9 @@ type feedStore struct {
 	stampMs int64 // of all rows, if not 0
 }
 
-func newFeedStore() *feedStore { return &feedStore{rows: map[pair]*FeedRow{}, names: map[string][]pair{}} }
+func newFeedStore() *feedStore {
+	return &feedStore{rows: map[pair]*FeedRow{}, names: map[string][]pair{}}
+}
 
 func now() int64 { return time.Now().UnixMilli() }
 
