@@ -314,20 +314,27 @@ func (l *loop) readDatagrams(c gnet.Conn, from *net.UDPAddr) {
 
 // datagram answers one datagram into the batch.
 func (l *loop) datagram(msg []byte, from *sockaddr) {
+	if reply, ok := l.answer(l.batch.room(), msg, addrPort(from), from); ok {
+		l.batch.queue(reply, from)
+	}
+}
+
+// answer appends the answer to a datagram to dst; false if there is none, or not now. sa, where there is a socket, is what a later one is
+// sent to.
+func (l *loop) answer(dst, msg []byte, from netip.AddrPort, sa *sockaddr) ([]byte, bool) {
 	l.shard.Inc(stats.Messages[stats.UDP])
 	if l.engine.net.draining.Load() {
 		l.shard.Inc(stats.DroppedShutdown)
-		return
+		return nil, false
 	}
 	p := &l.peer
-	a := addrPort(from)
-	p.addr, p.port, p.transport, p.sa, p.stream = a.Addr(), a.Port(), stats.UDP, from, nil
-	reply, v := l.responder.respond(l.batch.room(), msg, p)
+	p.addr, p.port, p.transport, p.sa, p.stream = from.Addr(), from.Port(), stats.UDP, sa, nil
+	reply, v := l.responder.respond(dst, msg, p)
 	if v != answered {
-		return
+		return nil, false
 	}
 	l.shard.Observe(stats.ResponseSize[stats.UDP], uint64(len(reply)))
-	l.batch.queue(reply, from)
+	return reply, true
 }
 
 // send sends the batch and counts.

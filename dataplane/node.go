@@ -19,6 +19,7 @@ import (
 	"github.com/dnsmesh/dmpd/dataplane/answer"
 	"github.com/dnsmesh/dmpd/dataplane/store"
 	"github.com/dnsmesh/dmpd/dataplane/update"
+	"github.com/dnsmesh/dmpd/dataplane/xdp"
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/logging"
@@ -41,6 +42,8 @@ type Config struct {
 	TCPIdle    time.Duration // without one; 0: 10 s
 	Workers    int           // of the claim pool; 0: half the cores
 	Durability journal.Durability
+	XDP        []string // interfaces to take queries from past the network stack; none: sockets alone
+	XDPMode    xdp.Mode
 	Log        *logging.Logger
 	Settings   Settings
 }
@@ -72,7 +75,9 @@ const (
 	// tombstoneSlack is added to the longest life: every older copy has ended by then (cluster.md 17.4).
 	tombstoneSlack = 60
 	gaugeEvery     = time.Second
-	finishMax      = 10 * time.Second // for the commits that wait at the end
+	// With as many Ps as blocked loops, each return from a wait must find a P again; two spare ones cost nothing (perf.md 15).
+	spareProcs = 2
+	finishMax  = 10 * time.Second // for the commits that wait at the end
 )
 
 // ErrCannotRun marks errors that a restart does not mend: a lock that is held, a port that is taken.
@@ -92,6 +97,7 @@ type Node struct {
 	claims       *update.Limits
 	pool         *pool
 	net          *network
+	past         *past // nil without AF_XDP
 	settings     atomic.Pointer[settings]
 	waiting      atomic.Int64 // UPDATEs that wait for signature or sync
 	waitingBytes atomic.Int64 // of their messages
@@ -134,8 +140,7 @@ func (n *Node) start(c Config) error {
 	if loops <= 0 {
 		loops = runtime.NumCPU()
 	}
-	// With as many Ps as blocked loops, each return from a wait must find a P again; two spare ones cost nothing (perf.md 15).
-	runtime.GOMAXPROCS(loops + 2)
+	runtime.GOMAXPROCS(loops + spareProcs)
 	if n.page, err = stats.Create(filepath.Join(dir, "counters"), shards(loops)); err != nil {
 		return err
 	}
@@ -165,6 +170,9 @@ func (n *Node) start(c Config) error {
 	n.net.tcp.PerIP.Store(int64(s.TCPPerIP))
 	if err := n.listen(c.Port); err != nil {
 		return err
+	}
+	if len(c.XDP) > 0 {
+		n.past = newPast(n.net, &c, loops, n.port, n.filtered())
 	}
 	n.gauges()
 	n.live.Beat(clock.NowMs())
@@ -252,6 +260,14 @@ func (n *Node) Addrs() (as []netip.AddrPort) {
 	defer n.net.mu.Unlock()
 	for a := range n.net.engines {
 		as = append(as, a)
+	}
+	return as
+}
+
+// filtered are the same without the port.
+func (n *Node) filtered() (as []netip.Addr) {
+	for _, a := range n.Addrs() {
+		as = append(as, a.Addr())
 	}
 	return as
 }
@@ -361,6 +377,7 @@ func (n *Node) follow() {
 			n.net.stopOne(ap)
 		}
 	}
+	n.past.follow(n.filtered())
 }
 
 // gauges copies what the store measures into the page.
@@ -391,12 +408,14 @@ func (n *Node) gauges() {
 	taken := n.taker.taken.Load()
 	shard.Add(stats.RequestsTaken, uint64(taken-n.taken))
 	n.taken = taken
+	n.past.count()
 }
 
 // Stop ends the node in order: no more reading, the commits that wait are finished and answered, then the sockets close.
 func (n *Node) Stop() error {
 	close(n.stop)
 	n.closed.Wait()
+	n.past.stop()
 	n.net.drain(func() {
 		for end := time.Now().Add(finishMax); n.waiting.Load() > 0 && time.Now().Before(end); {
 			time.Sleep(time.Millisecond)
@@ -408,6 +427,7 @@ func (n *Node) Stop() error {
 
 func (n *Node) release() error {
 	var errs []error
+	n.past.stop()
 	if n.net != nil {
 		n.net.stopAll()
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/dnsmesh/dmpd/dataplane/answer"
 	"github.com/dnsmesh/dmpd/dataplane/store"
 	"github.com/dnsmesh/dmpd/dataplane/update"
+	"github.com/dnsmesh/dmpd/dataplane/xdp"
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/logging"
@@ -41,9 +42,14 @@ func run() int {
 		return 2
 	}
 	durability, _ := journal.ParseDurability(c.String("DURABILITY"))
+	var interfaces []string
+	if c.String("UDP_ENGINE") == "xdp" {
+		interfaces = c.List("XDP_INTERFACES")
+	}
 	n, err := dataplane.Start(dataplane.Config{
 		StateDir: c.StateDir(), Build: config.BuildID(), Hosts: c.List("DNS_HOST"), Port: int(c.Int("DNS_PORT")), Loops: int(c.Int("DNS_LOOPS")),
 		TCPTotal: max(8*int(c.Int("DNS_MAX_CONCURRENCY")), 256), Workers: int(c.Int("CLAIM_WORKERS")), Durability: durability, Log: log, Settings: set,
+		XDP: interfaces, XDPMode: xdp.Mode(c.String("XDP_MODE")),
 	})
 	if err != nil {
 		log.Error("the data plane cannot start", "err", err)

@@ -10,6 +10,9 @@ import (
 	"github.com/dnsmesh/dmpd/internal/logging"
 )
 
+// xdpInterfacesMax is far above what a machine answers DNS on; each queue of each costs a thread and 4 MiB.
+const xdpInterfacesMax = 16
+
 // check looks at what one value alone cannot show: forms, and combinations that cannot work.
 func (c *Config) check(warnings, errs *Problems) {
 	c.checkForms(errs)
@@ -54,6 +57,11 @@ func (c *Config) checkForms(errs *Problems) {
 		if _, err := ParsePrefix(p); err != nil {
 			errs.add("TRUSTED_PROXIES", p, "neither an address nor a prefix", "Write it like 10.0.0.1 or 10.0.0.0/8")
 		}
+	}
+	if xdp := c.List("XDP_INTERFACES"); c.String("UDP_ENGINE") == "xdp" && len(xdp) == 0 {
+		errs.add("XDP_INTERFACES", "", "UDP_ENGINE=xdp names no interface", "Set it to the interface that queries come on, like eth0")
+	} else if len(xdp) > xdpInterfacesMax {
+		errs.add("XDP_INTERFACES", "", fmt.Sprintf("more than %d interfaces", xdpInterfacesMax), "Name those that queries come on")
 	}
 	if n := len(c.String("DNS_NSID")); n > 255 {
 		errs.add("DNS_NSID", "", "longer than 255 bytes", "Use a short name of this node")

@@ -83,7 +83,9 @@ var settings = []Setting{
 	{Name: "DNS_NSID", Plane: Data, Reload: true, Doc: "text of the NSID option (RFC 5001); unset: none"},
 	{Name: "RRL_RATE", Kind: Int, Default: "200", Min: 0, Max: maxInt, Plane: Data, Reload: true, Doc: "UDP answers a second for one prefix, name and kind without a cookie, beyond it moved to TCP; 0: off"},
 	{Name: "UPDATE_PREREQUISITES", Kind: Enum, Values: []string{"auto", "on", "off"}, Default: "auto", Plane: Data, Reload: true, Doc: "evaluate RFC 2136 prerequisites; auto: for keys that an operator made"},
-	{Name: "UDP_ENGINE", Kind: Enum, Values: []string{"gnet"}, Default: "gnet", Plane: Data, Doc: "the event loop for UDP"},
+	{Name: "UDP_ENGINE", Kind: Enum, Values: []string{"gnet", "xdp"}, Default: "gnet", Plane: Data, Doc: "how UDP is read: by gnet's event loops, or on XDP_INTERFACES by AF_XDP beside them"},
+	{Name: "XDP_INTERFACES", Kind: List, Plane: Data, Doc: "network interfaces for UDP_ENGINE=xdp, 16 at most; where it cannot run, ordinary sockets answer and the log says why"},
+	{Name: "XDP_MODE", Kind: Enum, Values: []string{"auto", "native", "generic"}, Default: "auto", Plane: Data, Doc: "where the XDP program is attached: in the driver, in the network stack; auto: the first that works"},
 	{Name: "DNS_LOOPS", Kind: Int, Default: "0", Min: 0, Max: 1024, Plane: Data, Doc: "event loops for each address; 0: one a core"},
 
 	// Limits of records.

@@ -117,6 +117,15 @@ var (
 	Batches    = counter("dmpd_dns_udp_batches_total", "", "Calls of recvmmsg that brought datagrams.")
 	SendFailed = counter("dmpd_dns_udp_send_errors_total", "", "Datagrams that the system refused to send.")
 
+	XDPQueues          = gauge("dmpd_dns_xdp_queues", "", "Receive queues served by AF_XDP.")
+	XDPInterfaces      = gauge("dmpd_dns_xdp_interfaces", `state="on"`, "Interfaces that AF_XDP was configured for, by state.")
+	XDPFallback        = gauge("dmpd_dns_xdp_interfaces", `state="sockets"`, "Interfaces that AF_XDP was configured for, by state.")
+	XDPBatches         = counter("dmpd_dns_xdp_batches_total", "", "Batches of frames taken from AF_XDP queues.")
+	XDPResponses       = counter("dmpd_dns_xdp_responses_total", "", "Responses sent by AF_XDP; dmpd_dns_responses_total holds them, too.")
+	XDPDroppedLength   = counter("dmpd_dns_xdp_dropped_total", `reason="length"`, "Frames of AF_XDP queues that no message was read from.")
+	XDPDroppedChecksum = counter("dmpd_dns_xdp_dropped_total", `reason="checksum"`, "Frames of AF_XDP queues that no message was read from.")
+	XDPDroppedRoom     = counter("dmpd_dns_xdp_dropped_total", `reason="room"`, "Frames of AF_XDP queues that no message was read from.")
+
 	opcodes = labelled("dmpd_dns_opcode_total", "opcode", "DNS messages by opcode.", "query", "notify", "update", "other")
 	qtypes  = labelled("dmpd_dns_qtype_total", "qtype", "Queries by type.", "txt", "a", "aaaa", "ns", "soa", "any", "other")
 
