@@ -63,14 +63,3 @@ func (q *quarantine) size() int {
 	defer q.mu.Unlock()
 	return len(q.m)
 }
-
-// reasons counts by reason.
-func (q *quarantine) reasons() map[string]int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n := map[string]int{}
-	for _, r := range q.m {
-		n[r.reason]++
-	}
-	return n
-}
