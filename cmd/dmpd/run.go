@@ -246,13 +246,37 @@ func (s *supervisor) start(p *plane) error {
 	cmd.ExtraFiles = []*os.File{p.settings}
 	// SIGTERM, not SIGKILL: a plane whose dmpd was killed still finishes its commits.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if p.which == config.Control {
+		start = func() error { return withoutAmbient(packetCapabilities, cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
 	p.cmd, p.started = cmd, time.Now()
 	s.log.Info("started", "plane", p.name, "pid", cmd.Process.Pid)
 	go func() { s.exits <- exited{p, cmd, cmd.Wait()} }()
 	return nil
+}
+
+// packetCapabilities are what a unit may give for AF_XDP. The process that strangers' HTTP reaches has no business with them.
+var packetCapabilities = []uintptr{unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_NET_ADMIN}
+
+// withoutAmbient calls f, which starts a process, with a thread that hands those capabilities to no child that is not root's. The thread
+// gets them back for the next child; it is not given up, since children end with the thread that started them (Pdeathsig).
+func withoutAmbient(capabilities []uintptr, f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for _, c := range capabilities {
+		if had, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, c, 0, 0); err != nil || had == 0 {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_LOWER, c, 0, 0); err != nil {
+			return fmt.Errorf("giving up capability %d: %w", c, err)
+		}
+		defer unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0)
+	}
+	return f()
 }
 
 // planeEnviron keeps settings, and so secrets, out of the planes' environment.
