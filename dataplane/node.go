@@ -172,11 +172,15 @@ func (n *Node) start(c Config) error {
 		return err
 	}
 	if len(c.XDP) > 0 {
-		n.past = newPast(n.net, &c, loops, n.port, n.filtered())
+		n.past = newPast(n.net, &c, loops, n.port)
 	}
 	n.gauges()
 	n.live.Beat(clock.NowMs())
 	n.closed.Go(n.background)
+	if n.past != nil {
+		n.past.follow(n.filtered())
+		n.closed.Go(n.followPast)
+	}
 	go n.taker.run()
 	n.announce(c)
 	return nil
@@ -377,7 +381,20 @@ func (n *Node) follow() {
 			n.net.stopOne(ap)
 		}
 	}
-	n.past.follow(n.filtered())
+}
+
+// followPast has a goroutine of its own: attaching may take seconds, and the beat must not wait.
+func (n *Node) followPast() {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.stop:
+			return
+		case <-tick.C:
+			n.past.follow(n.filtered())
+		}
+	}
 }
 
 // gauges copies what the store measures into the page.

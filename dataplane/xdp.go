@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"runtime"
+	"sync"
 
 	"github.com/dnsmesh/dmpd/dataplane/xdp"
 	"github.com/dnsmesh/dmpd/internal/clock"
@@ -12,8 +13,9 @@ import (
 )
 
 // past is what goes past the network stack: AF_XDP beside gnet, on the interfaces that were named. Frames that it does not take, and all
-// frames where it cannot run, come through gnet's sockets. One goroutine at a time uses it.
+// frames where it cannot run, come through gnet's sockets.
 type past struct {
+	mu         sync.Mutex
 	net        *network
 	log        *logging.Logger
 	mode       xdp.Mode
@@ -31,20 +33,18 @@ type pastInterface struct {
 	loops    []*xdpLoop // by queue; kept when a listener is opened anew
 }
 
-func newPast(net *network, c *Config, loops int, port uint16, addresses []netip.Addr) *past {
+func newPast(net *network, c *Config, loops int, port uint16) *past {
 	p := &past{net: net, log: c.Log, mode: c.XDPMode, port: port, loops: loops}
 	for _, name := range c.XDP {
 		p.interfaces = append(p.interfaces, &pastInterface{name: name})
 	}
-	p.follow(addresses)
 	return p
 }
 
 // follow opens what is not open and may be by now, and gives the filters the addresses.
 func (p *past) follow(addresses []netip.Addr) {
-	if p == nil {
-		return
-	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	queues, on := 0, 0
 	for _, i := range p.interfaces {
 		if i.listener != nil && i.listener.Changed() {
@@ -96,7 +96,7 @@ func (p *past) open(i *pastInterface, addresses []netip.Addr) {
 }
 
 func (p *past) close(i *pastInterface) {
-	p.count()
+	p.countLocked()
 	if i.listener != nil {
 		p.lost -= min(p.lost, i.listener.Lost())
 		i.listener.Close()
@@ -104,11 +104,15 @@ func (p *past) close(i *pastInterface) {
 	}
 }
 
-// count copies what the kernel counts into the page.
+// count copies what the kernel counts into the page, unless an interface is being opened, which may take a while.
 func (p *past) count() {
-	if p == nil {
-		return
+	if p != nil && p.mu.TryLock() {
+		p.countLocked()
+		p.mu.Unlock()
 	}
+}
+
+func (p *past) countLocked() {
 	lost := uint64(0)
 	for _, i := range p.interfaces {
 		if i.listener != nil {
@@ -126,6 +130,8 @@ func (p *past) stop() {
 	if p == nil {
 		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, i := range p.interfaces {
 		p.close(i)
 		i.given = true

@@ -728,6 +728,16 @@ func xdpInterface(t *testing.T) {
 	if r.count(stats.XDPInterfaces) != 1 || r.count(stats.XDPFallback) != 1 || !strings.Contains(log.String(), "absent0") {
 		t.Fatalf("%s", log)
 	}
+	// One that is down at the start is waited for.
+	runIP(t, "link", "set", socketIf, "down")
+	other := &lines{}
+	down := xdpRig(t, other, func(c *Config) { c.XDP = []string{socketIf} })
+	if down.count(stats.XDPFallback) != 1 || !strings.Contains(other.String(), "it is down") {
+		t.Errorf("%s", other)
+	}
+	runIP(t, "link", "set", socketIf, "up")
+	eventually(t, "the one that was down", func() bool { return down.count(stats.XDPInterfaces) == 1 })
+
 	runIP(t, "link", "del", pastIf)
 	eventually(t, "it is let go", func() bool { return r.count(stats.XDPInterfaces) == 0 })
 	xdpAddresses(t)

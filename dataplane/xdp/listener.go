@@ -82,6 +82,9 @@ func (l *Listener) open(mode Mode, port uint16, addresses []netip.Addr) error {
 	if i.Flags&net.FlagLoopback != 0 || len(i.HardwareAddr) != 6 {
 		return errors.New("not an Ethernet interface")
 	}
+	if i.Flags&net.FlagUp == 0 {
+		return fmt.Errorf("%w: it is down", ErrAbsent)
+	}
 	if i.MTU < MTUMin {
 		return fmt.Errorf("its MTU is %d, less than %d", i.MTU, MTUMin)
 	}
