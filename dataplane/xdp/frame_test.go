@@ -155,8 +155,8 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// FuzzParse: no frame that the filter lets through reads beyond itself or cannot be answered.
-func FuzzParse(f *testing.F) {
+// FuzzXDPFrame: no frame that the filter lets through reads beyond itself or cannot be answered.
+func FuzzXDPFrame(f *testing.F) {
 	f.Add(build(client4, server4, []byte("hello")))
 	f.Add(build(client6, server6, []byte("hello")))
 	f.Fuzz(func(t *testing.T, frame []byte) {
