@@ -63,9 +63,6 @@ func checkRow(t *testing.T, r *record.Row, feedMs int64, value bool) {
 		if !bytes.Equal(record.AppendRDATA(nil, v), r.RDATA) {
 			t.Fatalf("RDATA %x is not how the value is encoded", r.RDATA)
 		}
-		if r.ID() == (record.ID{}) {
-			t.Fatal("no id")
-		}
 	}
 	if m := record.Merge(*r, *r); m.Add != r.Add || m.Del != r.Del || m.ExpMs != r.ExpMs || m.Flags != r.Flags {
 		t.Fatalf("%+v merged with itself is %+v", r, m)

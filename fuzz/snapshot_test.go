@@ -139,7 +139,7 @@ func FuzzSnapshot(f *testing.F) {
 		_ = s.ByExpiry(func(r *record.Row) bool { n++; return n < 100 })
 		_, _, _ = s.ByID(record.ID{1})
 		_, _ = s.Outcome(7)
-		_, _ = s.Leaf(snapshot.Leaves - 1)
+		_, _, _ = s.Find([]byte("\x01a\x00"), &[32]byte{})
 	})
 }
 

@@ -779,7 +779,7 @@ func (s *Store) merge() {
 	go func() {
 		defer s.mergeDone.Done()
 		snap, err := snapshot.Merge(snapshot.MergeOptions{FS: s.o.FS, Dir: s.o.Dir, Name: logName, Prev: prev, Upto: upto,
-			TombstoneLifeMs: s.o.TombstoneLifeMs, TreeKey: s.o.TreeKey, Stop: s.stopMerge.Load})
+			TombstoneLifeMs: s.o.TombstoneLifeMs, Stop: s.stopMerge.Load})
 		select {
 		case s.calls <- func() { s.merged(snap, err) }:
 		case <-s.done:

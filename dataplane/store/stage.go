@@ -653,7 +653,9 @@ func (st *stage) rows(dst []record.Entry) ([]record.Entry, []*set) {
 			if e.mark == markNone {
 				continue
 			}
-			row := record.Row{Name: s.name, Hash: e.sum(), Add: e.add, Del: e.del, ExpMs: e.expMs, Origin: st.s.tree.origins.id(e.origin), Flags: e.flags}
+			// A delete before this publish is remembered beside the block. It stays part of the state, as it is elsewhere.
+			buried, _ := st.tomb(s.name, e.sum())
+			row := record.Row{Name: s.name, Hash: e.sum(), Add: e.add, Del: max(e.del, buried.del), ExpMs: e.expMs, Origin: st.s.tree.origins.id(e.origin), Flags: e.flags}
 			switch e.mark {
 			case markPut:
 				row.RDATA = e.rdata

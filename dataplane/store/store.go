@@ -33,7 +33,6 @@ type Options struct {
 	MergeMin        int64 // log growth at which the first snapshot is made (16 MiB)
 	FreeMin         int64 // disk space that must stay free beside what the next snapshot needs (1 MiB)
 	Limits          Limits
-	TreeKey         [16]byte // snapshot.MergeOptions.TreeKey
 
 	NowMs  func() int64   // clock.NowMs
 	Synced func(ns int64) // told how long each sync took, by the committer

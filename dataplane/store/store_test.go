@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/record"
 	"github.com/dnsmesh/dmpd/internal/vfs/vfstest"
 )
@@ -573,6 +574,54 @@ func TestOffer(t *testing.T) {
 	n.want("o.mesh.test", "1 v0 v1 v2 v9")
 	n.crash()
 	n.want("o.mesh.test", "1 v0 v1 v2 v9")
+}
+
+// TestRefreshKeepsDelete: what a refresh says of an element replaces all that was said before, so the delete that lies before it must be in
+// it as long as it is remembered; other nodes remember it too, and the states are compared.
+func TestRefreshKeepsDelete(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, vfstest.New(9), nil)
+	n.do(add("r.mesh.test", "1", 60))
+	n.do(del("r.mesh.test", "1"))
+	n.do(add("r.mesh.test", "1", 60))
+	n.crash()
+	n.do(add("r.mesh.test", "1", 90))
+	n.do(record.Op{Kind: record.OpOffer, Row: &record.Row{Name: name("r.mesh.test"), RDATA: rdata("1"), Hash: record.HashOf(rdata("1")), Add: record.HLCAt(t0), ExpMs: t0 + 200_000}})
+	r, err := journal.OpenReader(n.fs, "data", logName, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var deleted record.HLC
+	kinds := ""
+	for {
+		_, payload, ok, err := r.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		if err := record.ReadFrame(payload, func(_ int64, e *record.Entry) error {
+			switch e.Kind {
+			case record.KindTombstone:
+				deleted = e.Row.Del
+			case record.KindPut, record.KindRefresh:
+				if e.Row.Del != deleted {
+					t.Errorf("entry of kind %d says that the delete was at %x, it was at %x", e.Kind, e.Row.Del, deleted)
+				}
+			default:
+				return nil
+			}
+			kinds += fmt.Sprint(e.Kind)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if deleted == 0 || kinds != "13122" {
+		t.Errorf("the log has entries of kinds %s, a delete at %x", kinds, deleted)
+	}
 }
 
 // TestClockBack: a step back of the clock in the middle of clearing a cut loses nothing that is new.

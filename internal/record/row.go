@@ -6,8 +6,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-
-	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 // HLC is a hybrid clock: Unix milliseconds in the upper 48 bits, a counter in the lower 16. Stamps of one node grow
@@ -26,7 +24,8 @@ func (h HLC) Ms() int64 { return int64(h >> 16) }
 // Next gives the stamp after h that is not before the wall clock.
 func (h HLC) Next(wallMs int64) HLC { return max(HLCAt(wallMs), h+1) }
 
-// ID names an element, which is a name with one value: the first 16 bytes of SHA-256(text name ‖ 0 ‖ value) (cluster.md 17.4).
+// ID names an element, which is a name with one value: the first 16 bytes of SHA-256(name in wire form ‖ SHA-256 of the value). A row
+// without its value, a delete that a node heard of from another one above all, has the same id as the row with it.
 type ID [16]byte
 
 // Flags of a row.
@@ -51,16 +50,13 @@ type Row struct {
 // Live says whether the row is visible (cluster.md 17.4).
 func (r *Row) Live(nowMs int64) bool { return r.Add > r.Del && r.ExpMs > nowMs }
 
-// ID computes the element's id. The row must have its value.
-func (r *Row) ID() ID { return ElementID(r.Name, r.RDATA) }
+// ID computes the element's id.
+func (r *Row) ID() ID { return ElementID(r.Name, &r.Hash) }
 
-// ElementID computes an element's id from the name in wire form and the RDATA.
-func ElementID(name, rdata []byte) ID {
-	var scratch [1024]byte
-	b := wire.AppendText(scratch[:0], name)
-	b = append(b, 0)
-	b = AppendValue(b, rdata)
-	sum := sha256.Sum256(b)
+// ElementID computes an element's id from the name in wire form, which ends itself, and the value's hash.
+func ElementID(name []byte, hash *[32]byte) ID {
+	var scratch [nameMax + 32]byte
+	sum := sha256.Sum256(append(append(scratch[:0], name...), hash[:]...))
 	return ID(sum[:16])
 }
 

@@ -3,12 +3,10 @@ package snapshot
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,8 +27,6 @@ type MergeOptions struct {
 	Upto      uint64    // the last lsn to take in; it must be committed
 	// TombstoneLifeMs is how long a delete is remembered (cluster.md 17.4).
 	TombstoneLifeMs int64
-	// TreeKey keys the hashes in the leaves of the reconcile tree.
-	TreeKey [16]byte
 	// Stop, if set, is asked now and then; true gives the merge up.
 	Stop func() bool
 }
@@ -53,7 +49,6 @@ type tail struct {
 }
 
 type tailRow struct {
-	id   record.ID
 	row  record.Row // owns its bytes
 	cuts int        // that stand before it: those do not touch it
 }
@@ -191,21 +186,17 @@ func (t *tail) element(o *MergeOptions, e *record.Entry) error {
 	switch {
 	case e.Kind == record.KindPut:
 		now.row.RDATA = bytes.Clone(e.Row.RDATA)
-		now.id = now.row.ID()
+	case e.Kind == record.KindTombstone:
 	case was != nil:
-		now.id, now.row.RDATA = was.id, was.row.RDATA
+		now.row.RDATA = was.row.RDATA
 	case o.Prev != nil:
-		id, r, i, err := o.Prev.find(e.Row.Name, &e.Row.Hash)
+		r, _, err := o.Prev.Find(e.Row.Name, &e.Row.Hash)
 		if err != nil {
 			return err
 		}
-		if i >= 0 {
-			now.id, now.row.RDATA = id, r.RDATA
-		}
+		now.row.RDATA = r.RDATA
 	}
-	if e.Kind == record.KindTombstone {
-		now.row.RDATA = nil
-	} else if now.row.RDATA == nil {
+	if e.Kind != record.KindTombstone && now.row.RDATA == nil {
 		return fmt.Errorf("%w: a refresh of a value that was never stored", record.ErrFormat)
 	}
 	t.rows[k] = now
@@ -244,7 +235,6 @@ type merger struct {
 	base   int // number of the first of rows
 	n      int
 	tombs  int
-	leaves []byte
 }
 
 func write(o *MergeOptions, t *tail, path string) error {
@@ -253,7 +243,7 @@ func write(o *MergeOptions, t *tail, path string) error {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	defer f.Close()
-	m := &merger{o: o, t: t, w: &writer{f: f, off: headerSize, flushed: headerSize}, prev: o.Prev, leaves: make([]byte, Leaves*leafSize)}
+	m := &merger{o: o, t: t, w: &writer{f: f, off: headerSize, flushed: headerSize}, prev: o.Prev}
 	m.order()
 	offsets, err := m.writeRows()
 	if err != nil {
@@ -279,9 +269,6 @@ func write(o *MergeOptions, t *tail, path string) error {
 			return err
 		}
 	}
-	m.w.begin(secLeaves)
-	m.w.bytes(m.leaves)
-	m.w.end()
 	m.w.begin(secOutcomes)
 	m.outcomes()
 	m.w.end()
@@ -310,7 +297,7 @@ func (m *merger) writeRows() (offsets []uint64, err error) {
 			if i%4096 == 0 && m.o.Stop != nil && m.o.Stop() {
 				return nil, ErrStopped
 			}
-			id, r, size, err := m.prev.row(i)
+			_, r, size, err := m.prev.row(i)
 			if err != nil {
 				return nil, err
 			}
@@ -320,7 +307,7 @@ func (m *merger) writeRows() (offsets []uint64, err error) {
 			raw, _ := m.prev.raw(i)
 			offsets = append(offsets, m.w.sectionLen())
 			m.w.bytes(raw[:size])
-			m.count(&id, &r)
+			m.count(&r)
 			m.renumb[i] = uint32(m.n)
 		}
 	}
@@ -328,14 +315,15 @@ func (m *merger) writeRows() (offsets []uint64, err error) {
 	for _, t := range m.rows {
 		offsets = append(offsets, m.w.sectionLen())
 		m.w.u64(uint64(t.row.FeedMs))
-		m.w.bytes(t.id[:])
+		id := t.row.ID()
+		m.w.bytes(id[:])
 		e := record.Entry{Kind: record.KindPut, Row: t.row}
 		if t.row.RDATA == nil {
 			e.Kind = record.KindTombstone
 		}
 		m.w.scratch = record.AppendEntry(m.w.scratch[:0], &e)
 		m.w.bytes(m.w.scratch)
-		m.count(&t.id, &t.row)
+		m.count(&t.row)
 	}
 	m.w.end()
 	if m.n > rowsMax {
@@ -344,36 +332,12 @@ func (m *merger) writeRows() (offsets []uint64, err error) {
 	return offsets, m.w.err
 }
 
-// count numbers a row and adds it to its leaf.
-func (m *merger) count(id *record.ID, r *record.Row) {
+// count numbers a row.
+func (m *merger) count(r *record.Row) {
 	m.n++
 	if r.RDATA == nil {
 		m.tombs++
 	}
-	leaf := m.leaves[(int(id[0])<<8|int(id[1]))*leafSize:][:leafSize]
-	h := StateHash(m.o.TreeKey, id, r)
-	addLeaf(leaf, &h)
-}
-
-// StateHash is the keyed 128-bit hash of an element's state that leaves add up (cluster.md 17.5): id, add, exp, del.
-func StateHash(treeKey [16]byte, id *record.ID, r *record.Row) [16]byte {
-	var b [16 + 16 + 24]byte
-	copy(b[:], treeKey[:])
-	copy(b[16:], id[:])
-	binary.BigEndian.PutUint64(b[32:], uint64(r.Add))
-	binary.BigEndian.PutUint64(b[40:], uint64(r.ExpMs))
-	binary.BigEndian.PutUint64(b[48:], uint64(r.Del))
-	sum := sha256.Sum256(b[:])
-	return [16]byte(sum[:16])
-}
-
-// addLeaf adds a state's hash to a leaf: count (8B) and sum modulo 2^128 (16B), big-endian.
-func addLeaf(leaf []byte, h *[16]byte) {
-	binary.BigEndian.PutUint64(leaf, binary.BigEndian.Uint64(leaf)+1)
-	lo, carry := bits.Add64(binary.BigEndian.Uint64(leaf[16:]), binary.BigEndian.Uint64(h[8:]), 0)
-	hi, _ := bits.Add64(binary.BigEndian.Uint64(leaf[8:]), binary.BigEndian.Uint64(h[:]), carry)
-	binary.BigEndian.PutUint64(leaf[8:], hi)
-	binary.BigEndian.PutUint64(leaf[16:], lo)
 }
 
 // index merges an index of the old snapshot with the sorted rows of the log.
@@ -382,9 +346,14 @@ func (m *merger) index(sec int, compare func(aID, bID *record.ID, a, b *record.R
 	for i := range fresh {
 		fresh[i] = i
 	}
+	ids := make([]record.ID, len(m.rows))
+	if sec == secID {
+		for i, r := range m.rows {
+			ids[i] = r.row.ID()
+		}
+	}
 	slices.SortStableFunc(fresh, func(i, j int) int {
-		a, b := m.rows[i], m.rows[j]
-		return compare(&a.id, &b.id, &a.row, &b.row)
+		return compare(&ids[i], &ids[j], &m.rows[i].row, &m.rows[j].row)
 	})
 	m.w.begin(sec)
 	at := 0
@@ -404,7 +373,7 @@ func (m *merger) index(sec int, compare func(aID, bID *record.ID, a, b *record.R
 			}
 			for at < len(fresh) {
 				f := m.rows[fresh[at]]
-				if compare(&f.id, &id, &f.row, &r) >= 0 {
+				if compare(&ids[fresh[at]], &id, &f.row, &r) >= 0 {
 					break
 				}
 				m.w.u32(uint32(m.base + fresh[at]))

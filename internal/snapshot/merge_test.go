@@ -133,44 +133,6 @@ func TestCutsBeforeARow(t *testing.T) {
 	}
 }
 
-// The sum of a leaf says what is in it whatever way it came there, and a leaf with another key says something else.
-func TestLeaves(t *testing.T) {
-	sums := func(key byte, merges int, frames ...[]byte) string {
-		fs := vfstest.New(1)
-		w := openLog(t, fs, 0)
-		var s *Snapshot
-		for i, f := range frames {
-			appendFrames(t, w, f)
-			if i%merges != merges-1 && i != len(frames)-1 {
-				continue
-			}
-			var err error
-			if s, err = Merge(MergeOptions{FS: fs, Dir: "d", Name: "rows", Prev: s, Upto: w.Committed(), TreeKey: [16]byte{key}}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var b strings.Builder
-		for i := range Leaves {
-			if n, sum := s.Leaf(i); n > 0 {
-				fmt.Fprintf(&b, "%04x %d %x\n", i, n, sum)
-			}
-		}
-		return b.String()
-	}
-	a, b, c := put("\x01a\x00", "1", 1, 100), put("\x01b\x00", "1", 2, 900), put("\x01c\x00", "1", 3, 100)
-	one := sums(0, 1, entries(1, a), entries(2, b), entries(3, c))
-	if other := sums(0, 3, entries(5, c), entries(7, a), entries(9, b)); one == "" || one != other {
-		t.Errorf("leaves\n%sand\n%s", one, other)
-	}
-	if other := sums(1, 3, entries(1, a, b, c)); other == one {
-		t.Error("the key makes no difference")
-	}
-	c.Row.ExpMs++
-	if other := sums(0, 3, entries(1, a, b, c)); other == one {
-		t.Error("a longer life makes no difference")
-	}
-}
-
 // A snapshot of format 1 reads as it did, and is written as it was.
 func TestGoldenSnapshot(t *testing.T) {
 	fs := vfstest.New(1)
@@ -183,7 +145,7 @@ func TestGoldenSnapshot(t *testing.T) {
 			record.Entry{Kind: record.KindOutcome, LSN: 3, Code: record.CodeFull, Applied: 4},
 			record.Entry{Kind: record.KindTaken, RequestsEpoch: [16]byte{5}, Requests: 3, StateEpoch: [16]byte{6}, State: 7},
 			record.Entry{Kind: record.KindSerial, Zone: []byte("\x04test\x00"), Serial: 8}))
-	s, err := Merge(MergeOptions{FS: fs, Dir: "d", Name: "rows", Upto: 2, TombstoneLifeMs: life, TreeKey: [16]byte{9}})
+	s, err := Merge(MergeOptions{FS: fs, Dir: "d", Name: "rows", Upto: 2, TombstoneLifeMs: life})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,13 +40,12 @@ import (
 //	 124  tombstones          8   of those
 //	 132  zone length         1
 //	 133  zone              255
-//	 512  sections            7 x (offset 8, length 8, CRC-32C 4, zero 4)
+//	 512  sections            6 x (offset 8, length 8, CRC-32C 4, zero 4)
 //	4092  CRC-32C of the page up to here
 //
 // Sections: (0) rows in feed order, each | feed (8B) | element id (16B) | put or tombstone entry as in a rows frame |;
 // (1) their offsets in section 0, 8 bytes each, so that a row has a number; (2) numbers, 4 bytes each, by name and hash;
-// (3) numbers by element id; (4) numbers by expiry; (5) 65,536 leaves of the reconcile tree, each a count (8B) and a sum (16B);
-// (6) outcomes of the last requests, each lsn (8B), code (1B), applied (4B).
+// (3) numbers by element id; (4) numbers by expiry; (5) outcomes of the last requests, each lsn (8B), code (1B), applied (4B).
 const (
 	magic        = "dmpsnap\n"
 	formatNumber = 1
@@ -61,13 +60,8 @@ const (
 	secName     = 2
 	secID       = 3
 	secExp      = 4
-	secLeaves   = 5
-	secOutcomes = 6
-	sections    = 7
-
-	// Leaves of the reconcile tree (cluster.md 17.5): by the first 16 bits of the element id.
-	Leaves   = 1 << 16
-	leafSize = 8 + 16
+	secOutcomes = 5
+	sections    = 6
 
 	// OutcomesMax is how many requests' outcomes a snapshot keeps: far more than wait for one at any time.
 	OutcomesMax  = 1 << 16
@@ -226,8 +220,8 @@ func (s *Snapshot) open() error {
 			return s.corrupt(s.off[i], "section %d has %d bytes for %d rows", i, len(s.sec[i]), s.Rows)
 		}
 	}
-	if len(s.sec[secLeaves]) != Leaves*leafSize || len(s.sec[secOutcomes])%outcomeSize != 0 {
-		return s.corrupt(s.off[secLeaves], "the leaves or the outcomes have a length that cannot be")
+	if len(s.sec[secOutcomes])%outcomeSize != 0 {
+		return s.corrupt(s.off[secOutcomes], "the outcomes have a length that cannot be")
 	}
 	return nil
 }
@@ -380,20 +374,20 @@ func (s *Snapshot) Name(name []byte, f func(r *record.Row) bool) error {
 	return err
 }
 
-// find looks for the row of a name with a value's hash.
-func (s *Snapshot) find(name []byte, hash *[32]byte) (id record.ID, r record.Row, i int, err error) {
+// Find looks for the row of a name (wire form, lower case) with a value's hash. It points into the mapping.
+func (s *Snapshot) Find(name []byte, hash *[32]byte) (r record.Row, ok bool, err error) {
 	at, err := s.search(secName, func(_ record.ID, r *record.Row) bool {
 		c := bytes.Compare(r.Name, name)
 		return c > 0 || c == 0 && bytes.Compare(r.Hash[:], hash[:]) >= 0
 	})
 	if err != nil || at == s.Rows {
-		return id, r, -1, err
+		return record.Row{}, false, err
 	}
-	id, r, _, err = s.numbered(secName, at)
+	_, r, _, err = s.numbered(secName, at)
 	if err != nil || !bytes.Equal(r.Name, name) || r.Hash != *hash {
-		return id, r, -1, err
+		return record.Row{}, false, err
 	}
-	return id, r, number(s.sec[secName], at), nil
+	return r, true, nil
 }
 
 // ByID finds a row by its element id.
@@ -439,12 +433,6 @@ func (s *Snapshot) search(sec int, atOrAfter func(record.ID, *record.Row) bool) 
 		return atOrAfter(id, &r)
 	})
 	return at, failed
-}
-
-// Leaf gives the count and sum of one leaf of the reconcile tree.
-func (s *Snapshot) Leaf(i int) (count uint64, sum [16]byte) {
-	b := s.sec[secLeaves][i*leafSize:]
-	return binary.BigEndian.Uint64(b), [16]byte(b[8:24])
 }
 
 // Outcome finds what became of a request.
