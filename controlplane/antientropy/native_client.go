@@ -231,10 +231,13 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 	body, send := io.Pipe()
 	defer body.Close()
 	defer context.AfterFunc(ctx, func() { send.CloseWithError(context.Canceled); body.CloseWithError(context.Canceled) })()
-	var opened sync.WaitGroup
-	defer opened.Wait()
+	opened := make(chan struct{})
+	defer func() { <-opened }()
 	defer cancel()
-	opened.Go(func() { _, _ = send.Write(appendFrame(nil, nil, frameOpen, placeBody(epoch, from), n.o.Padding)) })
+	go func() {
+		_, _ = send.Write(appendFrame(nil, nil, frameOpen, placeBody(epoch, from), n.o.Padding))
+		close(opened)
+	}()
 	r, err := p.request(ctx, http.MethodPost, "/v2/sync/feed", body)
 	if err != nil {
 		return err
@@ -275,6 +278,8 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 				answer = appendFrame(answer, nil, frameNack, id[:], n.o.Padding)
 			}
 			answer = appendFrame(answer, nil, frameAck, binary.BigEndian.AppendUint64(nil, lsn), n.o.Padding)
+			watch.Reset(silence) // a peer that does not read is as good as silent
+			<-opened
 			if _, err := send.Write(answer); err != nil {
 				return err
 			}
@@ -534,14 +539,14 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 		}
 		at := int64(binary.BigEndian.Uint64(answer))
 		if at != cut {
-			if !n.hear(at) {
-				return progress, false, fmt.Errorf("%w: its clock is far ahead", errPeer)
+			if at < cut || at%cutMs != 0 || !n.hear(at) { // it goes along with us, or is further
+				return progress, false, fmt.Errorf("%w: it compares at %d, we at %d", errPeer, at, cut)
 			}
 			return true, true, flush(true)
 		}
 		next := asks[k:]
 		answer = answer[8:]
-		for _, a := range asks[:k] {
+		for i, a := range asks[:k] {
 			if len(answer) == 0 {
 				return progress, false, fmt.Errorf("%w: an answer that is cut short", errPeer)
 			}
@@ -549,7 +554,7 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 			answer = answer[1:]
 			switch {
 			case kind == answerEqual:
-			case kind == answerLater:
+			case kind == answerLater && i > 0: // the first one always has room
 				next = append(next, a)
 			case kind == answerChildren && a.level < leafLevel && len(answer) >= 16*sumLen:
 				n.mu.Lock()
