@@ -172,3 +172,22 @@ func TestHeal(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkAdvance is a cut over a million elements of which none ends.
+func BenchmarkAdvance(b *testing.B) {
+	key, _ := treeKey("token")
+	tr := newTree(key, testLifeMs, 0)
+	rng := rand.New(rand.NewPCG(1, 4))
+	for range 1_000_000 {
+		var id record.ID
+		for i := range id {
+			id[i] = byte(rng.Uint32())
+		}
+		tr.set(&id, state{add: 1, expMs: 1 << 60})
+	}
+	ms := int64(0)
+	for b.Loop() {
+		ms += cutMs
+		tr.advance(ms)
+	}
+}
