@@ -618,5 +618,5 @@ func TestSimulation(t *testing.T) {
 // TestThirtyTwo: as many nodes as a manifest may have.
 func TestThirtyTwo(t *testing.T) {
 	t.Parallel()
-	simulate(t, 1000, 32, 100)
+	simulate(t, 1000, 32, 40)
 }
