@@ -44,6 +44,7 @@ type (
 	ClusterPeer struct {
 		ID            string  `json:"id"`
 		URL           string  `json:"url"`
+		Native        bool    `json:"native"` // by /v2/sync: caught up says that the sums over all records were equal
 		CaughtUp      bool    `json:"caught_up"`
 		LagSec        float64 `json:"lag_seconds"`
 		LagRows       int64   `json:"lag_rows"`
@@ -98,7 +99,7 @@ func (r *replication) info() *ClusterInfo {
 	}
 	for _, p := range peers {
 		st := status[p.ID]
-		info.Peers = append(info.Peers, ClusterPeer{p.ID, p.URL, st.CaughtUp, st.LagSec, st.LagRows, st.LastSuccessMs, st.LastError, st.Quarantined, st.OffsetMs})
+		info.Peers = append(info.Peers, ClusterPeer{p.ID, p.URL, st.Native, st.CaughtUp, st.LagSec, st.LagRows, st.LastSuccessMs, st.LastError, st.Quarantined, st.OffsetMs})
 	}
 	return info
 }
@@ -182,6 +183,13 @@ func (r *replication) clusterMetrics(b *bytes.Buffer) {
 	family("dmpd_sync_caught_up", "gauge", "1 while the peer's feed is handled to its end.")
 	each("dmpd_sync_caught_up", func(p *antientropy.PeerStatus) float64 {
 		if p.CaughtUp {
+			return 1
+		}
+		return 0
+	})
+	family("dmpd_sync_native", "gauge", "1 while the peer and this node speak native replication.")
+	each("dmpd_sync_native", func(p *antientropy.PeerStatus) float64 {
+		if p.Native {
 			return 1
 		}
 		return 0

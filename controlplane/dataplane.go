@@ -154,6 +154,16 @@ func (q *requests) append(payloads ...[]byte) (lsns []uint64, err error) {
 	return lsns, nil
 }
 
+// Merge is antientropy.Merger: the states go in as one request.
+func (q *requests) Merge(ctx context.Context, rows []record.Row) (record.Code, error) {
+	r := record.Request{Source: record.SourcePeer, Ops: make([]record.Op, len(rows))}
+	for i := range rows {
+		r.Ops[i] = record.Op{Kind: record.OpMerge, Row: &rows[i], Verified: rows[i].Flags&record.FlagVerified != 0}
+	}
+	o, err := q.do(ctx, &r)
+	return o.Code, away(err)
+}
+
 func (q *requests) wait(ctx context.Context, epoch [16]byte, lsn uint64) (snapshot.Outcome, error) {
 	voided := false
 	start := time.Now()

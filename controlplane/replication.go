@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dnsmesh/dmpd/controlplane/antientropy"
@@ -19,6 +22,7 @@ import (
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/config"
 	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/vfs"
 	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
@@ -45,7 +49,17 @@ type replication struct {
 	refreshing bool
 	again      bool // a manifest came while one refreshed
 	running    *runningPuller
+	native     atomic.Pointer[runningNative] // nil: not spoken
 	wg         sync.WaitGroup
+}
+
+// runningNative is native replication with the settings that it was made of; others make another one.
+type runningNative struct {
+	*antientropy.Native
+	handler http.Handler
+	of      string
+	cancel  context.CancelFunc
+	done    chan struct{}
 }
 
 type runningPuller struct {
@@ -134,11 +148,12 @@ func (r *replication) refresh() {
 func (r *replication) reconsider() {
 	peers, _ := r.manifests.Peers()
 	wanted := len(peers) > 0 && r.s.syncSettings().Token != "" && r.ctx.Err() == nil
+	r.reconsiderNative(wanted)
 	switch {
 	case wanted && r.running == nil:
 		p, err := r.newPuller(antientropy.PullerOptions{
 			Dir: r.s.controlDir, View: r.s.tail, Writer: r.s.requests, Peers: r.manifests, Manifests: r.manifests, BaseDomain: r.manifests.BaseDomain, Settings: r.s.syncSettings,
-			NowMs: clock.NowMs, Log: r.s.log,
+			Native: r.speaksNative, NowMs: clock.NowMs, Log: r.s.log,
 		})
 		if err != nil {
 			r.s.log.Error("replication cannot start", "err", err)
@@ -158,6 +173,79 @@ func (r *replication) reconsider() {
 		r.running = nil
 		r.s.log.Info("replication is off")
 	}
+}
+
+// readOrigin reads which node the rows of the data plane's folder are of; it makes the file at its first start.
+func readOrigin(dataDir string) (id [8]byte, err error) {
+	b, err := os.ReadFile(filepath.Join(dataDir, "node-id"))
+	if err == nil && len(b) != len(id) {
+		err = fmt.Errorf("node-id has %d bytes", len(b))
+	}
+	if err != nil {
+		return id, err
+	}
+	return [8]byte(b), nil
+}
+
+// reconsiderNative starts, stops or renews native replication; needs mu.
+func (r *replication) reconsiderNative(wanted bool) {
+	c := r.s.config.Load()
+	settings := r.s.syncSettings()
+	mode := c.String("SYNC_NATIVE")
+	origin, err := readOrigin(r.s.dataDir)
+	wanted = wanted && mode != "off" && err == nil
+	of := ""
+	if wanted {
+		of = fmt.Sprint(mode, c.Bool("SYNC_PADDING"), settings.Token, settings.Previous, settings.NodeID, settings.MaxTTLSec, settings.MaxValueLen, settings.Operator, settings.Pins, origin)
+	}
+	old := r.native.Load()
+	if old != nil && old.of == of || old == nil && !wanted {
+		return
+	}
+	if old != nil {
+		r.native.Store(nil)
+		old.cancel()
+		<-old.done
+	}
+	if !wanted {
+		return
+	}
+	id := settings.NodeID
+	if id == "" {
+		id = hex.EncodeToString(origin[:])
+	}
+	n, err := antientropy.NewNative(antientropy.NativeOptions{
+		NodeID: id, Origin: origin, Token: settings.Token, Previous: settings.Previous, MaxTTLSec: settings.MaxTTLSec, ValueMax: settings.MaxValueLen, Operator: settings.Operator,
+		Clear: mode == "clear", Padding: c.Bool("SYNC_PADDING"),
+		Records: &antientropy.DiskRecords{FS: vfs.OS, Dir: r.s.dataDir, Value: r.s.tail.State, Notify: r.s.tail.notify},
+		Merger:  r.s.requests, Peers: r.manifests, Cursors: antientropy.FileCursors(filepath.Join(r.s.controlDir, "sync-native.json")),
+		Transport: func(p antientropy.Peer) http.RoundTripper { return antientropy.NativeTransport(p, settings.Pins) }, NowMs: clock.NowMs, Log: r.s.log,
+	})
+	if err != nil {
+		r.s.log.Warn("native replication is off; nodes of this kind are pulled from like others", "err", err)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.ctx)
+	run := &runningNative{n, n.Handler(), of, cancel, make(chan struct{})}
+	r.native.Store(run)
+	r.wg.Go(func() {
+		defer close(run.done)
+		n.Run(ctx)
+	})
+}
+
+func (r *replication) speaksNative(peerID string) bool {
+	n := r.native.Load()
+	return n != nil && n.Speaks(peerID)
+}
+
+// serveNative answers /v2/sync/*; where it is not spoken, as any other path that there is not.
+func (r *replication) serveNative(w http.ResponseWriter, req *http.Request) {
+	if n := r.native.Load(); n != nil {
+		n.handler.ServeHTTP(w, req)
+		return
+	}
+	reply(w, http.StatusNotFound, errorBody{"not found"})
 }
 
 // reload takes new settings over.
@@ -185,7 +273,36 @@ func (r *replication) status() []antientropy.PeerStatus {
 	if r.running == nil {
 		return nil
 	}
-	return r.running.Status()
+	all := r.running.Status()
+	n := r.native.Load()
+	if n == nil {
+		return all
+	}
+	native := map[string]antientropy.NativePeerStatus{}
+	for _, p := range n.Status().Peers {
+		if p.Native {
+			native[p.ID] = p
+		}
+	}
+	nowMs := clock.NowMs()
+	for i := range all {
+		s := &all[i]
+		p, ok := native[s.ID]
+		if !ok {
+			continue
+		}
+		s.Native, s.CaughtUp, s.LagRows, s.LastSuccessMs, s.LagSec = true, p.Converged, p.LagRows, p.LastMarkMs, 0
+		if p.Connected {
+			s.LastError = ""
+		} else {
+			s.LastError = p.LastError
+		}
+		if !p.Converged && p.LastMarkMs > 0 {
+			s.LagSec = max(0, float64(nowMs-p.LastMarkMs)/1000)
+		}
+		s.BytesIn, s.Reconnects, s.Stored, s.Quarantined = s.BytesIn+p.BytesIn, s.Reconnects+p.Reconnects, s.Stored+p.RowsIn, p.Refused
+	}
+	return all
 }
 
 // sync serves /v1/sync/* (cluster.md 6). A caller with the token has the peers' bucket, others the public one, before they are told that

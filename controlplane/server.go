@@ -419,6 +419,10 @@ func trusted(proxies []netip.Prefix, a netip.Addr) bool {
 
 // handle routes a request. Admission comes first for everything but health, which has to answer when nothing else does.
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/v2/sync/") {
+		s.replication.serveNative(w, r) // streams that last: they take no slot, and have bounds of their own
+		return
+	}
 	cw := &countingWriter{ResponseWriter: w, head: r.Method == http.MethodHead}
 	start := time.Now()
 	defer func() {

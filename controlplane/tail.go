@@ -414,6 +414,13 @@ func (t *tail) outcome(epoch [16]byte, lsn uint64) (o snapshot.Outcome, ok bool,
 	return o, ok, t.changed
 }
 
+// notify gives a channel that closes when more was read.
+func (t *tail) notify() <-chan struct{} {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.changed
+}
+
 // durable is how far a durable frame of the data plane says that it has taken the requests of this epoch.
 func (t *tail) durable(epoch [16]byte) uint64 {
 	t.mu.RLock()

@@ -202,6 +202,7 @@ type Settings struct {
 // PeerStatus is a reading for metrics, `dmpd cluster status` and the status page.
 type PeerStatus struct {
 	ID, URL       string
+	Native        bool   // by /v2/sync; CaughtUp then says that the roots were equal
 	LastSuccessMs int64  // 0: never
 	LastError     string // "" after a success
 	WatermarkMs   int64  // the peer's stamp up to which all is handled
@@ -232,6 +233,7 @@ type PullerOptions struct {
 	Manifests  Installer
 	BaseDomain func() string // "" while it is not known: then peers are not asked for their manifest
 	Settings   func() Settings
+	Native     func(peerID string) bool // the peer speaks native replication now, and is not pulled from; nil: none does
 	NowMs      func() int64
 	Log        *logging.Logger
 }

@@ -79,36 +79,52 @@ func pinsOf(pins []string, base string) (keys [][32]byte) {
 	return keys
 }
 
+// newTransport makes the connections to one peer: no proxy, no compression, bounded headers, the address policy, and the pinned keys if the URL
+// has some. With prior knowledge, HTTP/2 is spoken on clear connections too, and nothing else.
+func newTransport(base string, pins []string, priorKnowledge bool, connected func()) *http.Transport {
+	dialer := &net.Dialer{Timeout: dialTime, Control: screenAddress}
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err == nil && connected != nil {
+				connected()
+			}
+			return conn, err
+		},
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: dialTime, ForceAttemptHTTP2: true, DisableCompression: true,
+		MaxResponseHeaderBytes: headersMax, MaxConnsPerHost: pullsMax + 1, MaxIdleConnsPerHost: pullsMax, IdleConnTimeout: 2 * time.Minute,
+	}
+	if priorKnowledge {
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetHTTP2(true)
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	if keys := pinsOf(pins, base); len(keys) > 0 {
+		// The key is who the peer is; names and authorities say nothing more.
+		t.TLSClientConfig.InsecureSkipVerify = true
+		t.TLSClientConfig.VerifyConnection = func(state tls.ConnectionState) error {
+			got := sha256.Sum256(state.PeerCertificates[0].RawSubjectPublicKeyInfo)
+			for _, k := range keys {
+				if got == k {
+					return nil
+				}
+			}
+			return fmt.Errorf("its key %s is not the pinned one", base64.StdEncoding.EncodeToString(got[:]))
+		}
+	}
+	return t
+}
+
+// NativeTransport carries native replication with a peer: HTTP/2 over TLS, or in the clear if the URL says so and that is allowed.
+func NativeTransport(p Peer, pins []string) http.RoundTripper {
+	return newTransport(p.URL, pins, true, nil)
+}
+
 // newClient makes a client with connections of its own. transport replaces the network in tests; nil is the network.
 func newClient(base string, pins []string, transport http.RoundTripper, now func() int64) *client {
 	c := &client{base: base, now: now}
 	if transport == nil {
-		dialer := &net.Dialer{Timeout: dialTime, Control: screenAddress}
-		t := &http.Transport{
-			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				conn, err := dialer.DialContext(ctx, network, address)
-				if err == nil {
-					c.connects.Add(1)
-				}
-				return conn, err
-			},
-			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: dialTime, ForceAttemptHTTP2: true, DisableCompression: true,
-			MaxResponseHeaderBytes: headersMax, MaxConnsPerHost: pullsMax + 1, MaxIdleConnsPerHost: pullsMax, IdleConnTimeout: 2 * time.Minute,
-		}
-		if keys := pinsOf(pins, base); len(keys) > 0 {
-			// The key is who the peer is; names and authorities say nothing more.
-			t.TLSClientConfig.InsecureSkipVerify = true
-			t.TLSClientConfig.VerifyConnection = func(state tls.ConnectionState) error {
-				got := sha256.Sum256(state.PeerCertificates[0].RawSubjectPublicKeyInfo)
-				for _, k := range keys {
-					if got == k {
-						return nil
-					}
-				}
-				return fmt.Errorf("its key %s is not the pinned one", base64.StdEncoding.EncodeToString(got[:]))
-			}
-		}
-		transport = t
+		transport = newTransport(base, pins, false, func() { c.connects.Add(1) })
 	}
 	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return c

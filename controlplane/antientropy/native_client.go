@@ -506,7 +506,8 @@ func (p *nativePeer) compare(ctx context.Context) (progress bool, err error) {
 
 func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err error) {
 	n := p.n
-	cut, root := int64(0), sum{}
+	var cut int64
+	var root sum
 	n.mu.Lock()
 	n.tree.advance(n.clockMs())
 	cut, root = n.tree.ms, n.tree.root()

@@ -312,6 +312,9 @@ func (one *puller) round(ctx context.Context) (settled bool, err error) {
 			}
 		}
 	}
+	if p.o.Native != nil && p.o.Native(one.peer.ID) {
+		return true, nil
+	}
 	after := one.watermark
 	whole := one.rescan.Swap(false) || time.Now().After(one.rescanAt)
 	switch {

@@ -159,6 +159,8 @@ var settings = []Setting{
 	{Name: "SYNC_INTERVAL", Kind: Float, Default: "10", Min: 0.05, Max: yearSec, Plane: Control, Reload: true, Aliases: []string{"SYNC_INTERVAL_SECONDS"}, Doc: "seconds between two pulls from a reference peer"},
 	{Name: "SYNC_OPERATOR_SPK", Kind: Hex32, Lenient: true, Plane: Control, Reload: true, Doc: "the cluster operator's Ed25519 public key"},
 	{Name: "SYNC_SELF_ENDPOINT", Plane: Control, Doc: "this node's URL among the peers"},
+	{Name: "SYNC_NATIVE", Kind: Enum, Values: []string{"tls", "clear", "off"}, Default: "tls", Plane: Control, Reload: true, Doc: "native replication with nodes of this kind: over TLS alone, also in clear text (private networks), or not at all"},
+	{Name: "SYNC_PADDING", Kind: Bool, Default: "0", Plane: Control, Reload: true, Doc: "pad the frames of native replication to powers of two"},
 	{Name: "SYNC_PINS", Kind: List, Plane: Control, Reload: true, Doc: "peers' keys: URL=base64 SHA-256 of the SPKI"},
 }
 

@@ -46,7 +46,7 @@ class Run:
             os.chmod(key, 0o600)
             nodes.append(Node(kind, self.work, f"{kind}{i}of{'-'.join(kinds)}", ZONE, ips[i], TOKEN,
                               sync_peers=",".join(f"http://{ip}:{HTTP_PORT}" for ip in ips if ip != ips[i]), sync_peer_token=PEERS, sync_interval=str(INTERVAL), node_id=f"n{i}",
-                              heartbeat_enabled="1", heartbeat_self_endpoint=f"https://n{i}.example", heartbeat_operator_key_path=key, heartbeat_interval_seconds="5"))
+                              heartbeat_enabled="1", heartbeat_self_endpoint=f"https://n{i}.example", heartbeat_operator_key_path=key, heartbeat_interval_seconds="5", **({"sync_native": "clear"} if kind == "dmpd" else {})))
         return nodes
 
     def post(self, node, first, count):
