@@ -501,7 +501,9 @@ func xdpFrames(t *testing.T, r *rig, port uint16) {
 			return append(append(bytes.Clone(f[:12]), 0x81, 0, 0, 5), f[12:]...)
 		}, false, 0, 0, 0},
 		{"IP options", false, func(f []byte) []byte {
-			f = append(append(bytes.Clone(f[:34]), 1, 1, 1, 1), f[34:]...)
+			// End of options, and then what looks like our port where there would be one without options.
+			f[40], f[41] = 0, 0
+			f = append(append(bytes.Clone(f[:34]), 0, 1, byte(port>>8), byte(port)), f[34:]...)
 			f[14] = 0x46
 			binary.BigEndian.PutUint16(f[16:], binary.BigEndian.Uint16(f[16:])+4)
 			f[24], f[25] = 0, 0
