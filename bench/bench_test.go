@@ -18,7 +18,7 @@ import (
 	"github.com/dnsmesh/dmpd/internal/snapshot"
 )
 
-var testZone = Zone{"mesh.test", 500}
+var testZone = Zone{Name: "mesh.test", Names: 500}
 
 // serve runs a server that knows the zone, and takes updates; every drop-th query gets no reply, and wrong replies are the caller's.
 func serve(t *testing.T, answer func(m *dns.Msg, w dns.ResponseWriter)) netip.AddrPort {

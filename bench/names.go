@@ -19,6 +19,7 @@ import (
 type Zone struct {
 	Name  string // without the trailing dot
 	Names int
+	Plain bool // names at which any text may stand; nodes take no text like this at a slot from each other
 }
 
 const (
@@ -39,6 +40,9 @@ func mix(x uint64) uint64 {
 const missing = 1 << 40
 
 func (z Zone) label(i uint64) string {
+	if z.Plain {
+		return fmt.Sprintf("r%d.x-%012x", i%10, mix(i)&(1<<48-1))
+	}
 	return fmt.Sprintf("slot-%d.mb-%012x", i%10, mix(i)&(1<<48-1))
 }
 

@@ -37,6 +37,9 @@ type Server struct {
 // cores are where the server runs and where the load comes from.
 type cores struct{ server, load unix.CPUSet }
 
+// everything is all cores that there are, once pin has taken some from this process: its children would inherit that.
+var everything unix.CPUSet
+
 // pin keeps this process off the server's core. On one core, or if it is not allowed, nothing is pinned.
 func pin() (*cores, error) {
 	var all unix.CPUSet
@@ -52,6 +55,7 @@ func pin() (*cores, error) {
 	if len(have) < 2 {
 		return nil, nil
 	}
+	everything = all
 	c := &cores{}
 	c.server.Set(have[0])
 	for _, i := range have[1:] {
@@ -88,8 +92,12 @@ func (s *Server) spawn(c *cores, dir string, env []string, name string, args ...
 	go func() {
 		// The child has the cores of the thread that forks it, and is killed when that thread ends; so the thread is kept.
 		runtime.LockOSThread()
+		on := everything // what the bench itself may not use is the server's, too
 		if c != nil {
-			if err := unix.SchedSetaffinity(0, &c.server); err != nil {
+			on = c.server
+		}
+		if on.Count() > 0 {
+			if err := unix.SchedSetaffinity(0, &on); err != nil {
 				started <- err
 				return
 			}

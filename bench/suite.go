@@ -44,6 +44,7 @@ type scenario struct {
 	claims,
 	attack,
 	register,
+	replicate,
 	startup bool
 	misses  int
 	qps     float64
@@ -70,6 +71,8 @@ var scenarios = []scenario{
 		note: "1,000 queries a second for names that exist, open loop, beside attackers at other addresses, who share the load's cores: what the client loses and when it is answered. Limits as they are by default."},
 	{name: "registration", title: "Registrations beside forged ones", register: true, pinned: true,
 		note: "Both processes of a node. Forgers at ever new addresses, 10,000 confirmations a second if the load's cores can send them: a real challenge, a forged signature, four of them from an address before its limit would refuse more unseen. Beside them somebody registers honestly every second, from an address of their own. `--flood 1m` takes a minute."},
+	{name: "replication", title: "Native replication among three nodes", replicate: true,
+		note: "Both processes of each node, HTTP/2 in clear text, nothing pinned: three nodes, the load and one disk share the machine. Two nodes begin empty. Then single records are published at the third and asked for at both others, while 1,000 updates a second go in beside them; UPDATE, sync and way to both are in the time. Then one node is stopped while records are written, and started."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
 		note: "Time from the start of the process to the first right answer, and proportional set size then. Pages of files can be dropped by the system: dmpd maps its snapshot, and reads it whole at start."},
 }
@@ -123,7 +126,7 @@ func (s *Suite) Run() error {
 		return err
 	}
 	runtime.GOMAXPROCS(2) // the load needs one thread; what it is pinned to would say otherwise
-	field := &field{zone: Zone{"mesh.test", s.Names}, bin: s.Bin, replySize: 348}
+	field := &field{zone: Zone{Name: "mesh.test", Names: s.Names}, bin: s.Bin, replySize: 348}
 	if s.Quick {
 		field.zone.Names = min(s.Names, 20_000)
 	}
@@ -199,6 +202,10 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	if sc.register {
 		fmt.Fprintln(s.Progress)
 		return s.registrations(sc, f, dir)
+	}
+	if sc.replicate {
+		fmt.Fprintln(s.Progress)
+		return s.replications(sc, f, dir)
 	}
 	for _, c := range all {
 		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || (sc.claims || sc.attack) && c.name != "dmpd" {

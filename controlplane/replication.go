@@ -50,6 +50,8 @@ type replication struct {
 	again      bool // a manifest came while one refreshed
 	running    *runningPuller
 	native     atomic.Pointer[runningNative] // nil: not spoken
+	later      bool                          // native replication is wanted and cannot begin yet
+	settled    atomic.Bool                   // what is installed was read once: from then on nil means not spoken
 	wg         sync.WaitGroup
 }
 
@@ -58,6 +60,7 @@ type runningNative struct {
 	*antientropy.Native
 	handler http.Handler
 	of      string
+	ctx     context.Context
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
@@ -125,6 +128,12 @@ func (r *replication) refresh() {
 			}
 			r.mu.Lock()
 			r.reconsider()
+			if err == nil && r.later {
+				err = errAway
+			}
+			if err == nil {
+				r.settled.Store(true)
+			}
 			if err == nil && !r.again {
 				r.refreshing = false
 				r.mu.Unlock()
@@ -193,7 +202,9 @@ func (r *replication) reconsiderNative(wanted bool) {
 	settings := r.s.syncSettings()
 	mode := c.String("SYNC_NATIVE")
 	origin, err := readOrigin(r.s.dataDir)
-	wanted = wanted && mode != "off" && err == nil
+	wanted = wanted && mode != "off"
+	r.later = wanted && err != nil // the data plane has not made its folder yet
+	wanted = wanted && err == nil
 	of := ""
 	if wanted {
 		of = fmt.Sprint(mode, c.Bool("SYNC_PADDING"), settings.Token, settings.Previous, settings.NodeID, settings.MaxTTLSec, settings.MaxValueLen, settings.Operator, settings.Pins, origin)
@@ -226,7 +237,7 @@ func (r *replication) reconsiderNative(wanted bool) {
 		return
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
-	run := &runningNative{n, n.Handler(), of, cancel, make(chan struct{})}
+	run := &runningNative{n, n.Handler(), of, ctx, cancel, make(chan struct{})}
 	r.native.Store(run)
 	r.wg.Go(func() {
 		defer close(run.done)
@@ -239,10 +250,20 @@ func (r *replication) speaksNative(peerID string) bool {
 	return n != nil && n.Speaks(peerID)
 }
 
-// serveNative answers /v2/sync/*; where it is not spoken, as any other path that there is not.
+// serveNative answers /v2/sync/*; where it is not spoken, as any other path that there is not. A node that has not begun yet says so: a 404 would
+// have its peers speak v1 with it for minutes.
 func (r *replication) serveNative(w http.ResponseWriter, req *http.Request) {
 	if n := r.native.Load(); n != nil {
-		n.handler.ServeHTTP(w, req)
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		defer context.AfterFunc(n.ctx, cancel)() // a stream ends with what serves it
+		n.handler.ServeHTTP(w, req.WithContext(ctx))
+		return
+	}
+	c := r.s.config.Load()
+	if mode := c.String("SYNC_NATIVE"); c.String("SYNC_PEER_TOKEN") != "" && (mode == "clear" || mode == "tls" && req.TLS != nil) && !r.settled.Load() {
+		w.Header().Set("Retry-After", "1")
+		reply(w, http.StatusServiceUnavailable, errorBody{"not yet"})
 		return
 	}
 	reply(w, http.StatusNotFound, errorBody{"not found"})

@@ -330,6 +330,9 @@ func (s *Server) Stop() error {
 func (s *Server) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainMax)
 	defer cancel()
+	if s.replication != nil {
+		s.replication.cancel() // its streams would last
+	}
 	if s.http != nil {
 		if err := s.http.Shutdown(ctx); err != nil {
 			s.log.Warn("clients that did not finish are cut", "err", err)

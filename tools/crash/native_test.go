@@ -30,6 +30,12 @@ func threeNodes(t *testing.T) (nodes []*node.Node, keys []node.Key) {
 			}
 		}
 		n.Env = append(n.Env, "DMP_SYNC_PEER_TOKEN=peers", "DMP_SYNC_PEERS="+strings.Join(peers, ","), "DMP_SYNC_INTERVAL=3600", "DMP_SYNC_NATIVE=clear", fmt.Sprint("DMP_NODE_ID=n", i))
+		if i == 2 { // its HTTP process is up before there is anything of the DNS process, not even the folder's files
+			n.StartControl()
+			n.StartData()
+			n.Healthy()
+			continue
+		}
 		n.Run()
 	}
 	for i, n := range nodes {
