@@ -26,7 +26,7 @@ type contender struct {
 	binary  string // looked for in PATH
 	version []string
 	updates bool
-	most    int // names that it is given, and asked for; 0: all
+	most    int // names that it is given, and asked for; 0: all. One so slow is left out where a load is fixed or a connection stays
 	// start writes what the server needs into dir and spawns it with so many workers.
 	start func(s *Server, f *field, dir string, workers int) error
 }

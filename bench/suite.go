@@ -208,7 +208,7 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		return s.replications(sc, f, dir)
 	}
 	for _, c := range all {
-		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || (sc.claims || sc.attack) && c.name != "dmpd" {
+		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack) && c.name != "dmpd" {
 			continue
 		}
 		if sc.attack {
