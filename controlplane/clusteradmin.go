@@ -176,24 +176,20 @@ func (r *replication) clusterMetrics(b *bytes.Buffer) {
 			fmt.Fprintf(b, "%s{peer=%q} %s\n", name, status[i].ID, stats.Float(value(&status[i])))
 		}
 	}
+	flag := func(is bool) float64 {
+		if is {
+			return 1
+		}
+		return 0
+	}
 	family("dmpd_sync_lag_seconds", "gauge", "How far the peer's feed is handled, behind its newest row.")
 	each("dmpd_sync_lag_seconds", func(p *antientropy.PeerStatus) float64 { return p.LagSec })
 	family("dmpd_sync_lag_rows", "gauge", "Rows that the last page showed and that are not handled.")
 	each("dmpd_sync_lag_rows", func(p *antientropy.PeerStatus) float64 { return float64(p.LagRows) })
 	family("dmpd_sync_caught_up", "gauge", "1 while the peer's feed is handled to its end.")
-	each("dmpd_sync_caught_up", func(p *antientropy.PeerStatus) float64 {
-		if p.CaughtUp {
-			return 1
-		}
-		return 0
-	})
+	each("dmpd_sync_caught_up", func(p *antientropy.PeerStatus) float64 { return flag(p.CaughtUp) })
 	family("dmpd_sync_native", "gauge", "1 while the peer and this node speak native replication.")
-	each("dmpd_sync_native", func(p *antientropy.PeerStatus) float64 {
-		if p.Native {
-			return 1
-		}
-		return 0
-	})
+	each("dmpd_sync_native", func(p *antientropy.PeerStatus) float64 { return flag(p.Native) })
 	family("dmpd_sync_last_success_seconds", "gauge", "When the peer last answered, Unix time; 0: never.")
 	each("dmpd_sync_last_success_seconds", func(p *antientropy.PeerStatus) float64 { return float64(p.LastSuccessMs) / 1000 })
 	family("dmpd_sync_clock_offset_seconds", "gauge", "The peer's clock less ours.")

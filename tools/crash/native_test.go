@@ -3,7 +3,6 @@ package crash
 import (
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -44,7 +43,7 @@ func threeNodes(t *testing.T) (nodes []*node.Node, keys []node.Key) {
 	return nodes, keys
 }
 
-// remove deletes all values at a name by UPDATE, as an operator's key may.
+// remove deletes all values at a name, over HTTP.
 func remove(n *node.Node, name string) bool {
 	req, err := http.NewRequest("DELETE", n.HTTP+"/v1/records/"+name, nil)
 	if err != nil {
@@ -104,23 +103,7 @@ func TestNative(t *testing.T) {
 			}
 		})
 	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 4))
-	for range 15 {
-		time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
-		n := nodes[rng.IntN(3)]
-		if rng.IntN(2) == 0 {
-			n.Data.Kill()
-			n.StartData()
-		} else {
-			n.Control.Kill()
-			n.StartControl()
-		}
-		if n.Data.Ended() || n.Control.Ended() {
-			t.Fatalf("it does not start again:\n%s", n.Log())
-		}
-	}
+	killAny(t, nodes, 15, 400*time.Millisecond)
 	finish()
 	t.Logf("%d published, %d deleted", len(there), len(gone))
 	if len(there) < 60 || len(gone) < 3 {

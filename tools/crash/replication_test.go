@@ -13,6 +13,28 @@ import (
 	"github.com/dnsmesh/dmpd/tools/node"
 )
 
+// killAny kills a process of one of the nodes and starts it again, so many times, with up to a pause between them.
+func killAny(t *testing.T, nodes []*node.Node, times int, pause time.Duration) {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 3))
+	for range times {
+		time.Sleep(time.Duration(rng.Int64N(int64(pause))))
+		n := nodes[rng.IntN(len(nodes))]
+		if rng.IntN(2) == 0 {
+			n.Data.Kill()
+			n.StartData()
+		} else {
+			n.Control.Kill()
+			n.StartControl()
+		}
+		if n.Data.Ended() || n.Control.Ended() {
+			t.Fatalf("it does not start again:\n%s", n.Log())
+		}
+	}
+}
+
 // TestReplication: two nodes that pull from each other, of which either process of either is killed again and again while users publish at both.
 // Afterwards both have all that was acknowledged at either.
 func TestReplication(t *testing.T) {
@@ -46,23 +68,7 @@ func TestReplication(t *testing.T) {
 			}
 		})
 	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 3))
-	for range 24 {
-		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
-		n := nodes[rng.IntN(2)]
-		if rng.IntN(2) == 0 {
-			n.Data.Kill()
-			n.StartData()
-		} else {
-			n.Control.Kill()
-			n.StartControl()
-		}
-		if n.Data.Ended() || n.Control.Ended() {
-			t.Fatalf("it does not start again:\n%s", n.Log())
-		}
-	}
+	killAny(t, nodes, 24, 200*time.Millisecond)
 	finish()
 	if len(acked) < 100 {
 		t.Errorf("only %d messages were acknowledged: the test shows little", len(acked))
