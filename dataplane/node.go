@@ -101,6 +101,7 @@ type Node struct {
 	settings     atomic.Pointer[settings]
 	waiting      atomic.Int64 // UPDATEs that wait for signature or sync
 	waitingBytes atomic.Int64 // of their messages
+	decided      wakes        // the committer's
 	signers      sync.Pool    // for replies made beside the loops
 
 	hosts  []string
@@ -155,7 +156,7 @@ func (n *Node) start(c Config) error {
 	}
 	s := &c.Settings
 	n.store, err = store.Open(store.Options{Dir: dir, Log: c.Log, Zone: s.Zone.Apex, Origin: origin, Durability: c.Durability, RetainMs: s.RetainMs,
-		TombstoneLifeMs: (s.TombstoneSec + tombstoneSlack) * 1000, Limits: s.Store, Synced: func(ns int64) { n.page.Shard(0).Observe(stats.SyncLatency, uint64(ns)) }})
+		TombstoneLifeMs: (s.TombstoneSec + tombstoneSlack) * 1000, Limits: s.Store, Synced: func(ns int64) { n.page.Shard(0).Observe(stats.SyncLatency, uint64(ns)) }, Answered: n.decided.wake})
 	if err != nil {
 		return err
 	}

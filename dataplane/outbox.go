@@ -48,9 +48,26 @@ type outbox struct {
 	sending []lateReply // the loop's
 }
 
-// reply hands a reply to the ticket's loop, from any goroutine; msg is the outbox's from then on. An empty one says that there is none.
-// A loop that has ended answers nobody.
-func (t ticket) reply(msg []byte) {
+// wakes are the loops that a goroutine has put replies for and still has to wake: once for many replies, since each is a change of
+// threads.
+type wakes []*loop
+
+// wake makes each of them send.
+func (w *wakes) wake() {
+	for _, l := range *w {
+		o := &l.outbox
+		o.mu.Lock()
+		if !o.closed && l.gnet.Execute(context.Background(), gnet.RunnableFunc(l.flush)) != nil {
+			l.forget()
+		}
+		o.mu.Unlock()
+	}
+	*w = (*w)[:0]
+}
+
+// reply puts a reply for the ticket's loop, from any goroutine, which wakes the loop by w afterwards; msg is the outbox's from then on.
+// An empty one says that there is none. A loop that has ended answers nobody.
+func (t ticket) reply(w *wakes, msg []byte) {
 	o := &t.loop.outbox
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -58,9 +75,7 @@ func (t ticket) reply(msg []byte) {
 		return
 	}
 	if len(o.waiting) == 0 {
-		if err := t.loop.gnet.Execute(context.Background(), gnet.RunnableFunc(t.loop.flush)); err != nil {
-			return
-		}
+		*w = append(*w, t.loop)
 	}
 	o.waiting = append(o.waiting, lateReply{t, msg})
 	t.loop.engine.net.pending.Add(1)
@@ -71,6 +86,11 @@ func (l *loop) closeOutbox() {
 	l.outbox.mu.Lock()
 	defer l.outbox.mu.Unlock()
 	l.outbox.closed = true
+	l.forget()
+}
+
+// forget drops the replies that wait; outbox.mu is held.
+func (l *loop) forget() {
 	l.engine.net.pending.Add(int64(-len(l.outbox.waiting)))
 	l.outbox.waiting = nil
 }

@@ -257,7 +257,7 @@ func (w *worker) update(dst []byte, p *peer, key *tsig.Key) ([]byte, verdict) {
 	}
 	prepared.Batch.Done = l.decided
 	if prepared.Claims() > 0 {
-		if !n.pool.submit(l.check) {
+		if !n.pool.submit(l) {
 			w.shard.Inc(stats.ClaimsShed)
 			return w.withdraw(dst, l, wire.ClaimPoolFull)
 		}
@@ -317,8 +317,8 @@ type later struct {
 	ticket    ticket
 }
 
-// check runs on the pool.
-func (l *later) check() {
+// check runs on the pool. It says whether the claims are good and the committer has something to do; else the reply is made.
+func (l *later) check(w *wakes) bool {
 	n := l.node
 	shard := n.page.Shard(0)
 	if f := l.prepared.CheckClaims(n.claims, clock.Mono()); f != wire.OK {
@@ -327,17 +327,33 @@ func (l *later) check() {
 		} else {
 			shard.Inc(stats.ClaimsLimited)
 		}
-		l.reply(f.Rcode(), f)
-		return
+		l.reply(w, f.Rcode(), f)
+		return false
 	}
 	if l.prepared.Empty() {
 		shard.Inc(stats.ClaimsDuplicate)
-		l.reply(wire.NoError, wire.OK)
+		l.reply(w, wire.NoError, wire.OK)
+		return false
+	}
+	return true
+}
+
+// submit hands over what the pool has checked.
+func submit(good []*later, w *wakes) {
+	if len(good) == 0 {
 		return
 	}
-	if !n.store.Submit(&l.prepared.Batch) {
-		shard.Inc(stats.UpdateShed)
-		l.reply(wire.ServFail, wire.QueueFull)
+	batches := make([]*store.Batch, len(good))
+	for i, l := range good {
+		batches[i] = &l.prepared.Batch
+	}
+	n := good[0].node
+	if n.store.Submit(batches...) {
+		return
+	}
+	n.page.Shard(0).Add(stats.UpdateShed, uint64(len(good)))
+	for _, l := range good {
+		l.reply(w, wire.ServFail, wire.QueueFull)
 	}
 }
 
@@ -353,11 +369,11 @@ func (l *later) decided(r store.Result) {
 	if l.key == nil && f == wire.OK {
 		shard.Inc(stats.ClaimsAccepted)
 	}
-	l.reply(rcode, f)
+	l.reply(&l.node.decided, rcode, f)
 }
 
-// reply makes the response and hands it to the loop that the message came on.
-func (l *later) reply(rcode uint16, f wire.Fault) {
+// reply makes the response and puts it for the loop that the message came on.
+func (l *later) reply(w *wakes, rcode uint16, f wire.Fault) {
 	n := l.node
 	shard := n.page.Shard(0)
 	nowMs := clock.NowMs()
@@ -373,7 +389,7 @@ func (l *later) reply(rcode uint16, f wire.Fault) {
 		n.signers.Put(s)
 	}
 	shard.Observe(stats.UpdateLatency, uint64(max(0, clock.Mono()-l.startNs)))
-	l.ticket.reply(out) // before done: a shutdown waits for what waits, then for what is on its way
+	l.ticket.reply(w, out) // before done: a shutdown waits for what waits, then for what is on its way
 	l.done()
 }
 

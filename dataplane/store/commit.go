@@ -29,7 +29,8 @@ import (
 // fails, its requests wait, in order, and are decided again; until an outcome is durable a VOID can still take one back.
 
 const (
-	// queueMax bounds the messages that wait for the committer: some 50 ms of work behind a slow disk, 64 KiB each at most.
+	// queueMax bounds the hand-overs that wait for the committer, mostly of one message: some 50 ms of work behind a slow
+	// disk, 64 KiB each at most.
 	queueMax    = 4096
 	requestsMax = 256
 
@@ -161,15 +162,19 @@ func (s *Store) NewReader() *Reader {
 	}
 }
 
-// Submit hands a batch to the committer; false if the queue is full or the store closed (answer SERVFAIL at once).
-func (s *Store) Submit(b *Batch) bool {
+// Submit hands batches to the committer, to be decided in that order in one group; false if the queue is full or the store
+// closed (answer SERVFAIL at once), and then it has taken none.
+func (s *Store) Submit(bs ...*Batch) bool {
+	for i := 1; i < len(bs); i++ {
+		bs[i-1].next = bs[i]
+	}
 	s.closing.RLock()
 	defer s.closing.RUnlock()
 	if s.closed {
 		return false
 	}
 	select {
-	case s.updates <- b:
+	case s.updates <- bs[0]:
 		return true
 	default:
 		return false
@@ -357,16 +362,18 @@ func (s *Store) take(first *Batch) {
 	s.group = s.group[:0]
 	size := 0
 	add := func(b *Batch) {
-		for i := range b.Ops {
-			size += len(b.Ops[i].RDATA) + 64
-			if r := b.Ops[i].Row; r != nil {
-				size += len(r.RDATA)
+		for ; b != nil; b = b.next {
+			for i := range b.Ops {
+				size += len(b.Ops[i].RDATA) + 64
+				if r := b.Ops[i].Row; r != nil {
+					size += len(r.RDATA)
+				}
 			}
-		}
-		if b.request != 0 {
-			s.pend(b)
-		} else {
-			s.group = append(s.group, b)
+			if b.request != 0 {
+				s.pend(b)
+			} else {
+				s.group = append(s.group, b)
+			}
 		}
 	}
 	add(first)
@@ -574,6 +581,14 @@ func (s *Store) refuse(group []*Batch) {
 			b.Done(Result{Code: record.CodeFailed, Rcode: rcodeServFail})
 		}
 	}
+	s.answered()
+}
+
+// answered says that Done of a group has been called.
+func (s *Store) answered() {
+	if s.o.Answered != nil {
+		s.o.Answered()
+	}
 }
 
 // blocked says that requests must wait: nothing can be written, and so none can have an outcome.
@@ -602,6 +617,7 @@ func (s *Store) answer(group []*Batch) {
 			b.Done(s.results[i])
 		}
 	}
+	s.answered()
 	n := 0
 	for n < len(s.pending) && s.pending[n].request <= s.requestsTaken {
 		n++

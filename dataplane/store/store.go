@@ -36,6 +36,8 @@ type Options struct {
 
 	NowMs  func() int64   // clock.NowMs
 	Synced func(ns int64) // told how long each sync took, by the committer
+	// Answered is called by the committer after Done of a whole group, so that what Done queued can be sent at once.
+	Answered func()
 	// Manual leaves out every timer and background goroutine but the committer, for tests that step time themselves
 	// with Tick.
 	Manual bool
@@ -57,7 +59,7 @@ type Stats struct {
 	Groups, Messages, FailSyncs int64 // groups committed, messages decided, groups dropped because a write or sync failed
 	SyncNs, SyncMaxNs           int64 // in all, and the longest
 	Expired, Snapshots          int64
-	Waiting                     int64 // batches in the queues
+	Waiting                     int64 // hand-overs in the queues
 	ReadOnly                    bool  // disk space is below the low-water mark, or the log cannot be written
 	Serial                      uint32
 	LSN                         uint64
@@ -99,6 +101,7 @@ type Batch struct {
 	void    bool   // nothing is to be done
 	voids   uint64 // lsn of the request that this says is void
 	tooBig  bool   // its frame would be
+	next    *Batch // handed over with it
 }
 
 // Result is what became of a batch.
