@@ -348,6 +348,7 @@ func (l *loop) send(start int64) {
 		l.shard.Add(stats.SendFailed, uint64(failed))
 	}
 	l.shard.Add(stats.Responses[stats.UDP], uint64(n-failed))
+	l.shard.Add(stats.Joined, uint64(l.batch.joined))
 	l.shard.Observe(stats.Latency[stats.UDP], uint64(clock.Mono()-start))
 }
 

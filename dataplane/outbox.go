@@ -136,6 +136,7 @@ func (l *loop) sendLate() {
 		l.shard.Add(stats.SendFailed, uint64(failed))
 	}
 	l.shard.Add(stats.Responses[stats.UDP], uint64(n-failed))
+	l.shard.Add(stats.Joined, uint64(l.batch.joined))
 }
 
 // flushStream writes the replies at the head of rs that are for one connection, and says how many they were.

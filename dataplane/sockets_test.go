@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -114,6 +115,94 @@ func TestDrainAllocs(t *testing.T) {
 	}
 	if got := r.page.Value(stats.Responses[stats.UDP]); got < 101*41 {
 		t.Errorf("%d answers were sent", got)
+	}
+}
+
+// TestBatch: what is sent in one batch arrives as the datagrams that were queued, whole and each at its own peer, whether the kernel joins
+// those for one port or refuses to.
+func TestBatch(t *testing.T) {
+	t.Parallel()
+	v4 := net.IPv4(127, 0, 0, 1)
+	t.Run("v4", func(t *testing.T) { testBatch(t, v4, false) })
+	t.Run("v6", func(t *testing.T) { testBatch(t, net.IPv6loopback, false) })
+	t.Run("v4 refused", func(t *testing.T) { testBatch(t, v4, true) })
+}
+
+func testBatch(t *testing.T, ip net.IP, refuses bool) {
+	server, err := net.ListenUDP("udp", &net.UDPAddr{IP: ip})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	peers := make([]*net.UDPConn, 5)
+	sas := make([]sockaddr, len(peers))
+	for i := range peers {
+		if peers[i], err = net.ListenUDP("udp", &net.UDPAddr{IP: ip}); err != nil {
+			t.Fatal(err)
+		}
+		defer peers[i].Close()
+		peers[i].SetReadBuffer(1 << 20)
+		setSockaddr(&sas[i], peers[i].LocalAddr().(*net.UDPAddr))
+	}
+	raw, err := server.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := newBatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	const rounds = 20
+	rng := rand.New(rand.NewPCG(1, 2))
+	sent := make([]map[string]int, len(peers))
+	for i := range sent {
+		sent[i] = map[string]int{}
+	}
+	joined := 0
+	err = raw.Control(func(fd uintptr) {
+		if refuses { // UDP_SEGMENT wants checksums
+			if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for round := range rounds {
+			for i := range batchMax + 1 {
+				to := rng.IntN(len(peers))
+				reply := append(b.room(), bytes.Repeat([]byte{byte(i)}, []int{40, 300, 1232}[rng.IntN(3)])...)
+				reply[0], reply[1], reply[2] = byte(round), byte(i), byte(to)
+				sent[to][string(reply)]++
+				b.queue(reply, &sas[to])
+			}
+			if failed := b.send(int(fd)); failed > 0 {
+				t.Errorf("%d were refused", failed)
+			}
+			joined += b.joined
+			for i, peer := range peers {
+				for len(sent[i]) > 0 {
+					buf := make([]byte, 1<<16)
+					peer.SetReadDeadline(time.Now().Add(30 * time.Second))
+					n, err := peer.Read(buf)
+					if err != nil {
+						t.Fatalf("round %d, peer %d: %v; %d are missing", round, i, err, len(sent[i]))
+					}
+					got := string(buf[:n])
+					if sent[i][got] != 1 {
+						t.Fatalf("round %d, peer %d got %d bytes that were not sent to it", round, i, n)
+					}
+					delete(sent[i], got)
+				}
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refuses == b.cuts && joined > 0 {
+		t.Errorf("the kernel refuses: %v; joined any more: %v", refuses, b.cuts)
+	}
+	if !refuses && b.cuts && joined == 0 {
+		t.Error("nothing was joined")
 	}
 }
 

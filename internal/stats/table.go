@@ -115,6 +115,7 @@ var (
 	Responses  = perTransport(func(l string) Counter { return counter("dmpd_dns_responses_total", l, "DNS responses sent.") })
 	Truncated  = counter("dmpd_dns_truncated_total", "", "Responses that did not fit a datagram and were sent with TC.")
 	Batches    = counter("dmpd_dns_udp_batches_total", "", "Calls of recvmmsg that brought datagrams.")
+	Joined     = counter("dmpd_dns_udp_joined_total", "", "Responses that the kernel got in one message with others of their length to the same port (UDP_SEGMENT).")
 	SendFailed = counter("dmpd_dns_udp_send_errors_total", "", "Datagrams that the system refused to send.")
 
 	XDPQueues          = gauge("dmpd_dns_xdp_queues", "", "Receive queues served by AF_XDP.")
