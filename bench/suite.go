@@ -48,6 +48,7 @@ type scenario struct {
 	startup bool
 	misses  int
 	qps     float64
+	sockets int // 0: 8
 	workers int
 	pinned  bool
 }
@@ -57,8 +58,10 @@ var scenarios = []scenario{
 		note: "Closed loop, 8 client addresses, 128 queries under way, one worker."},
 	{name: "nxdomain", title: "UDP, no name exists", quick: true, misses: 100, workers: 1, pinned: true,
 		note: "As above."},
+	{name: "udp-ports", title: "UDP, every question from a port of its own", misses: 10, sockets: 128, workers: 1, pinned: true,
+		note: "As the first (`udp`), with one query under way at each of 128 ports: nothing that goes to one port can be joined, by either side."},
 	{name: "workers", title: "UDP, two workers that share two cores with the load", misses: 10, workers: 2,
-		note: "As above, with two workers and nothing pinned: batches are small here."},
+		note: "As the first, with two workers and nothing pinned: batches are small here."},
 	{name: "latency", title: "Latency at 20,000 queries a second", quick: true, misses: 10, qps: 20000, workers: 1, pinned: true,
 		note: "Open loop: a latency counts from when the query was due. The first columns say what such thin load costs. On two virtual cores the tail is the machine's: read it beside the echo's."},
 	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
@@ -311,7 +314,7 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 		return r, err
 	}
 	// 128 under way: with 256 they overflow the receive buffer that the peers leave at the system's default of 208 KiB.
-	l := Load{Target: server.Addr, Duration: s.round(sc), Window: 128, QPS: sc.qps, Sockets: 8}
+	l := Load{Target: server.Addr, Duration: s.round(sc), Window: 128, QPS: sc.qps, Sockets: cmp.Or(sc.sockets, 8)}
 	var src Source = NewMix(server.zone, sc.misses, seed)
 	if server.Echo {
 		src = echoed{src}
