@@ -77,7 +77,7 @@ var scenarios = []scenario{
 	{name: "replication", title: "Native replication among three nodes", replicate: true,
 		note: "Both processes of each node, HTTP/2 in clear text, nothing pinned: three nodes, the load and one disk share the machine. Two nodes begin empty. Then single records are published at the third and asked for at both others, while 1,000 updates a second go in beside them; UPDATE, sync and way to both are in the time. Then one node is stopped while records are written, and started."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
-		note: "Time from the start of the process to the first right answer, and proportional set size then. Pages of files can be dropped by the system: dmpd maps its snapshot, and reads it whole at start."},
+		note: "Time from the start of the process to the first right answer, and proportional set size then. Pages of files can be dropped by the system; dmpd gives those of its snapshot back once it has read it."},
 }
 
 // ScenarioNames lists them.

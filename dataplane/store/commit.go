@@ -822,6 +822,7 @@ func (s *Store) merged(snap *snapshot.Snapshot, err error) {
 		s.snap.Close()
 	}
 	s.snap = snap
+	snap.Release()
 	s.gauges.snapshots.Add(1)
 	s.gauges.snapBytes.Store(snap.Size())
 	if err := s.log.Drop(snap.LSN + 1); err != nil {

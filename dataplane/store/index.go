@@ -9,7 +9,8 @@ import (
 )
 
 // The index leads from a name to its block. A keyed hash of the name (nobody outside can aim at one page) gives 32 bits;
-// the low ones number a bucket, and the xsync map holds the bucket's page: an immutable slice of entries, hash<<32 | ref.
+// the low ones number a bucket, and the xsync map holds the bucket's page: a slice of entries, hash<<32 | ref, which a
+// reader never sees change. (One entry more may be written behind its end, for the next page.)
 // The whole name is compared in the block. A page is one object without pointers for some 32 names, so the collector sees
 // a thirtieth of the objects that a map from names would give it.
 //
@@ -36,6 +37,7 @@ const (
 	// perPage names in a page on average: a search reads 4 cache lines in a row, and the map's own 50 bytes for a page
 	// are shared by this many. Measured in docs/decisions/0009-store.md.
 	perPage    = 32
+	pageStep   = 8 // entries of room when a page is copied: a size class
 	bucketsMin = 16
 )
 
@@ -95,10 +97,10 @@ func (ix *index) replace(h uint32, old, now ref) {
 	entry := uint64(h)<<32 | uint64(now)
 	switch {
 	case old == 0:
-		next := make([]uint64, len(page)+1)
-		copy(next, page)
-		next[len(page)] = entry
-		ix.pages.Store(b, next)
+		if len(page) == cap(page) {
+			page = append(make([]uint64, 0, len(page)+pageStep), page...)
+		}
+		ix.pages.Store(b, append(page, entry)) // nobody else appends to this array: whatever removes makes its own
 		ix.entries++
 		for ix.entries > int(ix.buckets.Load())*perPage {
 			ix.split()

@@ -123,6 +123,7 @@ func (s *Store) loadSnapshot(snap *snapshot.Snapshot) error {
 		return failed == nil
 	})
 	s.tree.reclaim()
+	snap.Release() // its values were copied
 	return cmp.Or(err, failed)
 }
 
@@ -160,8 +161,12 @@ func (s *Store) replay(_ uint64, payload []byte) error {
 // load sets an element to what a row says.
 func (s *Store) load(r *record.Row, live bool) error {
 	s.hlc = max(s.hlc, r.Add, r.Del)
-	s.remember(r, s.o.NowMs())
-	set := s.tree.lookup(r.Name)
+	if r.Del != 0 {
+		s.remember(r, s.o.NowMs())
+	}
+	h := s.tree.hash(r.Name)
+	old := s.tree.find(r.Name, h)
+	set := s.tree.set(old)
 	var scratch [64]packed
 	values := set.unpack(scratch[:0])
 	hash := binary.LittleEndian.Uint32(r.Hash[:])
@@ -188,5 +193,5 @@ func (s *Store) load(r *record.Row, live bool) error {
 			values = insert(values, v)
 		}
 	}
-	return s.tree.put(r.Name, values)
+	return s.tree.putAt(r.Name, h, old, values)
 }

@@ -38,7 +38,11 @@ func parent(name []byte) []byte {
 // unless in the block that this replaces.
 func (t *tree) put(name []byte, values []packed) error {
 	h := t.hash(name)
-	old := t.find(name, h)
+	return t.putAt(name, h, t.find(name, h), values)
+}
+
+// putAt is put for a name that was looked for.
+func (t *tree) putAt(name []byte, h uint32, old ref, values []packed) error {
 	was := t.set(old)
 	had := was.Count()
 	var below uint32
@@ -163,6 +167,7 @@ func (e *expiry) add(h uint32, firstExpMs int64, due uint32) uint32 {
 		// A name that comes and goes is entered each time: before the list grows, drop what it holds twice.
 		slices.Sort(list)
 		list = slices.Compact(list)
+		list = slices.Grow(list, len(list)) // by half as much, as append would, means sorting twice as often
 	}
 	e.buckets[b] = append(list, h)
 	if len(e.buckets) == 1 || b < e.low {

@@ -272,6 +272,9 @@ func (s *Snapshot) Close() error {
 	return s.file.Close()
 }
 
+// Release gives back the memory that reading it took.
+func (s *Snapshot) Release() { s.mapping.Release() }
+
 // Path is the file's.
 func (s *Snapshot) Path() string { return s.path }
 

@@ -36,6 +36,7 @@ type File interface {
 // Mapping is a part of a file in memory, shared with everybody who maps it. A byte beyond the file's end must not be touched.
 type Mapping interface {
 	Bytes() []byte
+	Release() // gives its pages back to the system; what is touched is there again
 	Unmap() error
 }
 
@@ -147,4 +148,5 @@ func (f osFile) Map(off int64, n int, writable bool) (Mapping, error) {
 type osMapping []byte
 
 func (m osMapping) Bytes() []byte { return m }
+func (m osMapping) Release()      { _ = unix.Madvise(m, unix.MADV_DONTNEED) } // of a shared mapping it drops nothing
 func (m osMapping) Unmap() error  { return unix.Munmap(m) }

@@ -371,4 +371,5 @@ func (f *file) Map(off int64, n int, writable bool) (vfs.Mapping, error) {
 type mapping []byte
 
 func (m mapping) Bytes() []byte { return m }
+func (m mapping) Release()      {}
 func (m mapping) Unmap() error  { return nil }
