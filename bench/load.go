@@ -300,7 +300,7 @@ func (l Load) Run(src Source) (r Result, err error) {
 	r.lastNs = start + 1
 	end := start + int64(l.Duration)
 	next := uint32(0)
-	for {
+	for turn := 0; ; turn++ { // in an open loop few are due at a time, and each socket has its turn
 		now := monoNs()
 		sending := now < end && (l.Messages == 0 || r.Sent < l.Messages)
 		due := math.MaxInt
@@ -308,7 +308,8 @@ func (l Load) Run(src Source) (r Result, err error) {
 			due = int(float64(now-start)/1e9*l.QPS) + 1 // message 0 at once
 		}
 		got, open := 0, 0
-		for i, s := range sockets {
+		for i := range sockets {
+			s := sockets[(turn+i)%len(sockets)]
 			n, err := s.receive(src, &r)
 			if err != nil {
 				return r, fmt.Errorf("bench: %s: %w", l.Target, err)

@@ -43,6 +43,7 @@ type scenario struct {
 	update,
 	claims,
 	attack,
+	beside,
 	register,
 	replicate,
 	startup bool
@@ -70,6 +71,8 @@ var scenarios = []scenario{
 		note: "hmac-sha256. Every server acknowledges what is on disk, as it is set up by default; dmpd with DMP_DURABILITY=always. Afterwards every acknowledged record is asked for."},
 	{name: "claims", title: "Claims without TSIG, each with an Ed25519 signature to check", claims: true, workers: 1, pinned: true,
 		note: "64 under way, each for another mailbox; the limit per recipient is off. One check alone, crypto/ed25519 on this core: %s."},
+	{name: "beside", title: "Queries beside writes", beside: true, misses: 10, workers: 1, pinned: true,
+		note: "Latency of 10,000 queries a second, open loop, at one server of one worker, beside writes that are under way at a steady rate. The load's core sends both and measures. UPDATEs are of one record each and durable; claims each have a signature to check."},
 	{name: "attack", title: "A well-behaved client beside an attack", attack: true, workers: 1, pinned: true,
 		note: "1,000 queries a second for names that exist, open loop, beside attackers at other addresses, who share the load's cores: what the client loses and when it is answered. Limits as they are by default."},
 	{name: "registration", title: "Registrations beside forged ones", register: true, pinned: true,
@@ -211,8 +214,12 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		return s.replications(sc, f, dir)
 	}
 	for _, c := range all {
-		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack) && c.name != "dmpd" {
+		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" {
 			continue
+		}
+		if sc.beside {
+			fmt.Fprintln(s.Progress)
+			return s.beside(sc, f, c, dir)
 		}
 		if sc.attack {
 			fmt.Fprintln(s.Progress)
