@@ -42,6 +42,7 @@ type field struct {
 
 var contenders = []contender{
 	{name: "echo", start: startEcho},
+	{name: "bare", start: startBare},
 	{name: "dmpd", updates: true, start: startNode},
 	{name: "nsd", binary: "nsd", version: []string{"-v"}, start: startNSD},
 	{name: "knot", binary: "knotd", version: []string{"--version"}, updates: true, start: startKnot},
@@ -75,7 +76,7 @@ func (c *contender) versionOf() string {
 
 // launch starts a contender and waits until it answers.
 func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
-	s := &Server{Name: c.name, Version: c.versionOf(), Echo: c.name == "echo", zone: f.zone}
+	s := &Server{Name: c.name, Version: c.versionOf(), Echo: c.name == "echo" || c.name == "bare", zone: f.zone}
 	if c.most > 0 && c.most < f.zone.Names {
 		s.zone.Names = c.most
 	}
@@ -116,6 +117,14 @@ func startEcho(s *Server, f *field, dir string, _ int) error {
 		return err
 	}
 	return s.spawn(f.cores, dir, nil, self, "echo", "--listen", s.Addr.String(), "--size", fmt.Sprint(f.replySize))
+}
+
+func startBare(s *Server, f *field, dir string, workers int) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, nil, self, "echo", "--listen", s.Addr.String(), "--size", fmt.Sprint(f.replySize), "--loops", fmt.Sprint(workers))
 }
 
 // startNode starts the DNS process alone, on a folder with the zone in a snapshot and the key in the state log.

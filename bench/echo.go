@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,29 @@ import (
 // sendmmsg a batch, by raw system calls that Go's scheduler hears nothing of. No server can afford those, so the echo is
 // a bound and not a contender.
 func Echo(at netip.AddrPort, size int) error {
+	return echo(at, size, func(trap uintptr, fd int, b *batch, from, to, flags int) (int, unix.Errno) {
+		n, _, errno := unix.RawSyscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&b.hdr[from])), uintptr(to-from), uintptr(flags), 0, 0)
+		return int(n), errno
+	})
+}
+
+// Bare is so many echoes at one port, each a goroutine that makes ordinary system calls: what is left when Go's scheduler takes part, with
+// as many threads to run on as dmpd has.
+func Bare(at netip.AddrPort, size, loops int) error {
+	runtime.GOMAXPROCS(loops + 2)
+	failed := make(chan error)
+	for range loops {
+		go func() {
+			failed <- echo(at, size, func(trap uintptr, fd int, b *batch, from, to, flags int) (int, unix.Errno) {
+				n, _, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&b.hdr[from])), uintptr(to-from), uintptr(flags), 0, 0)
+				return int(n), errno
+			})
+		}()
+	}
+	return <-failed
+}
+
+func echo(at netip.AddrPort, size int, call func(trap uintptr, fd int, b *batch, from, to, flags int) (int, unix.Errno)) error {
 	fd, err := listenUDP(at)
 	if err != nil {
 		return fmt.Errorf("bench: echo on %s: %w", at, err)
@@ -29,14 +53,14 @@ func Echo(at netip.AddrPort, size int) error {
 		for i := range in.hdr {
 			in.hdr[i].hdr.Namelen = unix.SizeofSockaddrInet6
 		}
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.hdr[0])), batchMax, unix.MSG_WAITFORONE, 0, 0)
+		n, errno := call(unix.SYS_RECVMMSG, fd, in, 0, batchMax, unix.MSG_WAITFORONE)
 		if errno != 0 {
 			if errors.Is(errno, unix.EINTR) || errors.Is(errno, unix.ECONNREFUSED) {
 				continue
 			}
 			return fmt.Errorf("bench: echo: %w", errno)
 		}
-		for i := range int(n) {
+		for i := range n {
 			msg := in.data[i*replyMax:][:in.hdr[i].n]
 			reply := out.data[i*replyMax:][:replyMax]
 			copy(reply, msg)
@@ -46,12 +70,12 @@ func Echo(at netip.AddrPort, size int) error {
 			out.iov[i].SetLen(max(size, len(msg)))
 			out.hdr[i].hdr.Namelen = in.hdr[i].hdr.Namelen
 		}
-		for at := 0; at < int(n); {
-			sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&out.hdr[at])), n-uintptr(at), 0, 0, 0)
+		for at := 0; at < n; {
+			sent, errno := call(unix.SYS_SENDMMSG, fd, out, at, n, 0)
 			if errno != 0 {
 				sent = 1 // passed over
 			}
-			at += int(sent)
+			at += sent
 		}
 	}
 }
@@ -64,6 +88,7 @@ func listenUDP(at netip.AddrPort) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<20)
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {

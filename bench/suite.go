@@ -62,7 +62,7 @@ var scenarios = []scenario{
 	{name: "udp-ports", title: "UDP, every question from a port of its own", misses: 10, sockets: 128, workers: 1, pinned: true,
 		note: "As the first (`udp`), with one query under way at each of 128 ports: nothing that goes to one port can be joined, by either side."},
 	{name: "workers", title: "UDP, two workers that share two cores with the load", misses: 10, workers: 2,
-		note: "As the first, with two workers and nothing pinned: batches are small here."},
+		note: "As the first, with two workers and nothing pinned: batches are small here. `bare` is two echoes in Go with ordinary system calls and as many threads as dmpd has; the echo has one thread."},
 	{name: "latency", title: "Latency at 20,000 queries a second", quick: true, misses: 10, qps: 20000, workers: 1, pinned: true,
 		note: "Open loop: a latency counts from when the query was due. The first columns say what such thin load costs. On two virtual cores the tail is the machine's: read it beside the echo's."},
 	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
@@ -214,7 +214,7 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		return s.replications(sc, f, dir)
 	}
 	for _, c := range all {
-		if c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" {
+		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" {
 			continue
 		}
 		if sc.beside {

@@ -186,12 +186,16 @@ func echo(args []string) error {
 	f := flags("echo")
 	listen := f.String("listen", "127.0.0.1:5300", "IPv4 address and port")
 	size := f.Int("size", 348, "bytes of a reply, at least the query's")
+	loops := f.Int("loops", 0, "goroutines that make ordinary system calls; 0: one thread that makes raw ones")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
 	at, err := netip.ParseAddrPort(*listen)
 	if err != nil {
 		return err
+	}
+	if *loops > 0 {
+		return bench.Bare(at, *size, *loops)
 	}
 	runtime.LockOSThread()
 	return bench.Echo(at, *size)
