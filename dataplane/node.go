@@ -75,7 +75,8 @@ const (
 	// tombstoneSlack is added to the longest life: every older copy has ended by then (cluster.md 17.4).
 	tombstoneSlack = 60
 	gaugeEvery     = time.Second
-	// With as many Ps as blocked loops, each return from a wait must find a P again; two spare ones cost nothing (perf.md 15).
+	// With as many Ps as loops and workers of the pool, each return from a wait must find a P again, and the runtime takes a P away from a
+	// sync as soon as it can, which it looks for every 20 us; two spare ones cost nothing (perf.md 15).
 	spareProcs = 2
 	finishMax  = 10 * time.Second // for the commits that wait at the end
 )
@@ -141,7 +142,12 @@ func (n *Node) start(c Config) error {
 	if loops <= 0 {
 		loops = runtime.NumCPU()
 	}
-	runtime.GOMAXPROCS(loops + spareProcs)
+	workers := c.Workers
+	if workers <= 0 {
+		workers = max(1, runtime.NumCPU()/2)
+	}
+	procs := loops + workers + spareProcs
+	runtime.GOMAXPROCS(procs)
 	if n.page, err = stats.Create(filepath.Join(dir, "counters"), shards(loops)); err != nil {
 		return err
 	}
@@ -162,7 +168,7 @@ func (n *Node) start(c Config) error {
 	}
 	n.Reload(*s)
 	n.keys = tsig.NewTable(s.Zone.Apex)
-	n.pool = newPool(c.Workers)
+	n.pool = newPool(workers)
 	n.store.Notify(func(uint64) { n.live.Ring() })
 	n.taker = newTaker(filepath.Join(c.StateDir, "control"), n.keys, n.store, n.live, c.Log)
 	n.taker.first()
@@ -173,7 +179,7 @@ func (n *Node) start(c Config) error {
 		return err
 	}
 	if len(c.XDP) > 0 {
-		n.past = newPast(n.net, &c, loops, n.port)
+		n.past = newPast(n.net, &c, procs, n.port)
 	}
 	n.gauges()
 	n.live.Beat(clock.NowMs())

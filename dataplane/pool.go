@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -26,9 +25,6 @@ const (
 )
 
 func newPool(workers int) *pool {
-	if workers <= 0 {
-		workers = max(1, runtime.NumCPU()/2)
-	}
 	p := &pool{jobs: make(chan *later, workers*claimQueue)}
 	for range workers {
 		p.workers.Go(p.work)

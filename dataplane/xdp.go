@@ -20,7 +20,7 @@ type past struct {
 	log        *logging.Logger
 	mode       xdp.Mode
 	port       uint16
-	loops      int
+	procs      int
 	interfaces []*pastInterface
 	lost       uint64 // frames that the counters have seen
 }
@@ -33,8 +33,8 @@ type pastInterface struct {
 	loops    []*xdpLoop // by queue; kept when a listener is opened anew
 }
 
-func newPast(net *network, c *Config, loops int, port uint16) *past {
-	p := &past{net: net, log: c.Log, mode: c.XDPMode, port: port, loops: loops}
+func newPast(net *network, c *Config, procs int, port uint16) *past {
+	p := &past{net: net, log: c.Log, mode: c.XDPMode, port: port, procs: procs}
 	for _, name := range c.XDP {
 		p.interfaces = append(p.interfaces, &pastInterface{name: name})
 	}
@@ -64,7 +64,7 @@ func (p *past) follow(addresses []netip.Addr) {
 		}
 	}
 	// Its threads block like loops do, and need a P each when they come back.
-	if n := p.loops + spareProcs + queues; n != runtime.GOMAXPROCS(0) {
+	if n := p.procs + queues; n != runtime.GOMAXPROCS(0) {
 		runtime.GOMAXPROCS(n)
 	}
 	shard := p.net.page.Shard(0)
