@@ -5,7 +5,7 @@ LDFLAGS  := -s -w -X github.com/dnsmesh/dmpd/internal/config.Version=$(VERSION)
 BINARIES := dmpd dmp-dataplane dmp-controlplane dmp-bench
 FUZZTIME ?= 30s
 
-.PHONY: help build build-testclock run test race lint vectors interop bench bench-peers fuzz fuzz-list clean
+.PHONY: help build build-testclock run test race lint vectors interop bench bench-draw bench-peers fuzz fuzz-list clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ vectors: ## the protocol's test vectors from outside the tree (DMP_VECTORS_UPSTR
 interop: build ## real peers: the stock client, dig, kdig, nsupdate, knsupdate, curl
 	bash tools/interop/run.sh
 
-bench: build ## load tests beside the installed peers; BENCH=quick, SCENARIO=, ROUNDS=, PEERS=
+bench: build ## load tests beside the installed peers; BENCH=quick, SCENARIO=, ROUNDS=, PEERS=, MERGE=1 keeps the rest
 	bash bench/run.sh
+
+bench-draw: build ## the charts and tables of BENCHMARKS.md anew, from BENCHMARKS.json
+	bin/dmp-bench draw
 
 bench-peers: ## install NSD, Knot, BIND, PowerDNS and dnsperf from Debian
 	bash bench/peers.sh

@@ -61,6 +61,7 @@ func (s *Suite) attacked(sc *scenario, f *field, c *contender, dir string) error
 		case pssErr != nil:
 			pss, files = 0, 0
 		}
+		s.record(a.name, roundOf(&r))
 		fmt.Fprintf(s.Progress, "  beside %s: lost %d of %d\n", a.name, r.Lost, r.Sent)
 		fmt.Fprintf(s.Out, "| %s | %d of %d | %.3g | %.3g | %.0f %% | %d |\n", a.name, r.Lost, r.Sent, r.Latency.Quantile(0.5).Seconds()*1000, r.Latency.Quantile(0.99).Seconds()*1000,
 			100*r.ServerCPU.Seconds()/r.Elapsed.Seconds(), (pss-files)>>20)

@@ -113,6 +113,8 @@ func (s *Suite) registrations(sc *scenario, f *field, dir string) error {
 	fmt.Fprintf(s.Out, "| forged / s | refused of them | seconds | honest ones lost | honest p50 ms | worst | memory before, MB | after |\n|---|---|---|---|---|---|---|---|\n")
 	fmt.Fprintf(s.Out, "| %.0f | %d of %d | %.0f | %d of %d | %.3g | %.3g | %d | %d |\n", float64(sent.Load())/elapsed.Seconds(), refused.Load(), sent.Load(), elapsed.Seconds(),
 		len(lost), len(took), took[len(took)/2].Seconds()*1000, took[len(took)-1].Seconds()*1000, (before-beforeFiles)>>20, (pss-files)>>20)
+	s.record("dmpd", map[string]any{"forged": sent.Load(), "refused": refused.Load(), "seconds": elapsed.Seconds(), "honest": len(took), "honest_lost": len(lost),
+		"honest_p50_ms": three(took[len(took)/2].Seconds() * 1000), "honest_worst_ms": three(took[len(took)-1].Seconds() * 1000), "memory_before_bytes": before - beforeFiles, "memory_bytes": pss - files})
 	fmt.Fprintf(s.Progress, "  %d connections of forgers were cut or refused\n", broken.Load())
 	if len(lost) > 0 {
 		return fmt.Errorf("bench: %d of %d honest registrations were lost, the first: %w", len(lost), len(took), lost[0])

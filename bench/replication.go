@@ -242,6 +242,11 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 		return err
 	}
 	caught := time.Since(back)
+	ms := make([]float64, len(took))
+	for i, d := range took {
+		ms[i] = three(d.Seconds() * 1000)
+	}
+	s.record("dmpd", map[string]any{"cold_s": cold.Seconds(), "record_at_both_ms": ms, "updates_per_s": float64(w.r.Answered) / w.r.Elapsed.Seconds(), "outage_records": outage, "outage_s": caught.Seconds()})
 	fmt.Fprintf(s.Progress, "  %d records that were missed are there %s after the start\n", outage, caught.Round(time.Millisecond))
 
 	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, sc.note)

@@ -1,21 +1,17 @@
 package bench
 
 import (
-	"cmp"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Suite is a run of `make bench`.
@@ -31,6 +27,9 @@ type Suite struct {
 	Out       io.Writer
 	Progress  io.Writer
 	Command   string
+	Tables    []*Table // what was measured
+
+	now *Table
 }
 
 // scenario is one table.
@@ -91,21 +90,19 @@ func ScenarioNames() (names []string) {
 	return names
 }
 
-// cell is what one contender did in one scenario, a value for each round.
+// cell is what one contender did in one scenario, while it is measured.
 type cell struct {
+	Contender
 	server  *Server
-	perCPU  []float64
-	rate    []float64
-	busy    []float64 // share of a core that the server used
-	load    []float64 // and the load
 	latency Histogram
-	lost    int
-	sent    int
-	bytes   int
-	done    int
-	ready   time.Duration
-	pss     int64
-	files   int64 // of pss
+}
+
+func (c *cell) add(r *Result) {
+	c.Rounds = append(c.Rounds, roundOf(r))
+	for i, n := range r.Latency.counts {
+		c.latency.counts[i] += n
+	}
+	c.latency.n += r.Latency.n
 }
 
 func median(v []float64) float64 {
@@ -141,8 +138,9 @@ func (s *Suite) Run() error {
 	if err != nil {
 		return err
 	}
-	s.heading(all, field)
-	ran := 0
+	run := s.thisRun(all)
+	fmt.Fprintf(s.Out, "%s Peers: %s. %d names, %d rounds.\n", run.machine(), run.peers(), field.zone.Names, s.Rounds)
+	out, ran := s.Out, 0
 	for i := range scenarios {
 		sc := &scenarios[i]
 		if s.Quick && !sc.quick && len(s.Scenarios) == 0 || len(s.Scenarios) > 0 && !slices.Contains(s.Scenarios, sc.name) {
@@ -153,9 +151,18 @@ func (s *Suite) Run() error {
 		if sc.pinned {
 			field.cores = c
 		}
-		if err := s.scenario(sc, field, all); err != nil {
+		var text strings.Builder
+		s.now = &Table{Scenario: sc.name, Names: field.zone.Names, Title: sc.title, Run: run}
+		s.Out = io.MultiWriter(out, &text)
+		err := s.scenario(sc, field, all)
+		s.Out = out
+		if err != nil {
 			return fmt.Errorf("%s: %w", sc.name, err)
 		}
+		if len(s.now.Contenders) == 0 {
+			s.now.Text, s.now.Note = text.String(), sc.note
+		}
+		s.Tables = append(s.Tables, s.now)
 	}
 	if ran == 0 {
 		return fmt.Errorf("bench: no scenario %s; there are %s", strings.Join(s.Scenarios, ", "), strings.Join(ScenarioNames(), ", "))
@@ -231,11 +238,13 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 			stop()
 			return err
 		}
-		one := &cell{server: server, ready: server.Ready}
+		one := &cell{server: server, Contender: Contender{Name: server.Name, Version: server.Version, Names: server.zone.Names, ReadyS: server.Ready.Seconds()}}
 		if sc.startup {
-			if one.pss, one.files, err = server.PSS(); err != nil {
+			pss, files, err := server.PSS()
+			if err != nil {
 				fmt.Fprintf(s.Progress, " (%v)", err)
 			}
+			one.MemoryBytes, one.FileBytes = pss-files, files
 			server.Stop()
 			defer func() { cells = nil }()
 		}
@@ -243,7 +252,7 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	}
 	fmt.Fprintln(s.Progress)
 	if sc.startup {
-		s.table(sc, cells)
+		s.keep(sc, cells)
 		return os.RemoveAll(dir)
 	}
 	defer stop()
@@ -260,18 +269,10 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 			if r.Answered == 0 {
 				return fmt.Errorf("bench: %s answered nothing: %s", c.server.Name, c.server.tail())
 			}
-			c.perCPU = append(c.perCPU, r.PerCPU())
-			c.rate = append(c.rate, r.Rate())
-			c.busy = append(c.busy, r.ServerCPU.Seconds()/r.Elapsed.Seconds())
-			c.load = append(c.load, r.OwnCPU.Seconds()/r.Elapsed.Seconds())
-			c.lost, c.sent, c.bytes, c.done = c.lost+r.Lost, c.sent+r.Sent, c.bytes+r.Bytes, c.done+r.Answered
-			for i, n := range r.Latency.counts {
-				c.latency.counts[i] += n
-			}
-			c.latency.n += r.Latency.n
+			c.add(&r)
 		}
 	}
-	s.table(sc, cells)
+	s.keep(sc, cells)
 	return nil
 }
 
@@ -352,32 +353,6 @@ func (s *Server) timed(run func() (Result, error)) (Result, error) {
 	return r, err
 }
 
-func (s *Suite) heading(all []*contender, f *field) {
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	model := "unknown"
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			if name, ok := strings.CutPrefix(line, "model name"); ok {
-				model = strings.TrimSpace(strings.TrimLeft(name, "\t :"))
-				break
-			}
-		}
-	}
-	build, _ := exec.Command(filepath.Join(s.Bin, "dmp-dataplane"), "--version").Output()
-	var peers []string
-	for _, c := range all {
-		if v := c.versionOf(); v != "" {
-			peers = append(peers, c.name+" "+v)
-		}
-	}
-	fmt.Fprintf(s.Out, "%s, %d cores (%s); Linux %s; %s; %s.\n", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), model,
-		unix.ByteSliceToString(u.Release[:]), runtime.Version(), strings.TrimSpace(string(build)))
-	fmt.Fprintf(s.Out, "Peers: %s.\n", cmp.Or(strings.Join(peers, ", "), "none"))
-	fmt.Fprintf(s.Out, "%d names with one TXT of %d bytes each, loopback, %d rounds, contenders in turn; medians, in brackets the smallest and the largest.\nCommand: `%s`\n",
-		f.zone.Names, valueLen, s.Rounds, s.Command)
-}
-
 // verifyTime is how long one Ed25519 check takes here.
 func verifyTime() time.Duration {
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
@@ -395,48 +370,35 @@ func spread(v []float64, unit float64) string {
 	return fmt.Sprintf("%.4g [%.4g, %.4g]", median(v)/unit, slices.Min(v)/unit, slices.Max(v)/unit)
 }
 
-func (s *Suite) table(sc *scenario, cells []*cell) {
-	note := sc.note
+// keep makes a table of what was measured and shows it.
+func (s *Suite) keep(sc *scenario, cells []*cell) {
+	s.now.Note = sc.note
 	if sc.claims {
-		note = fmt.Sprintf(note, verifyTime())
+		s.now.Note = fmt.Sprintf(sc.note, verifyTime())
 	}
-	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, note)
-	if sc.startup {
-		fmt.Fprintf(s.Out, "| | first answer, s | memory, MB | and pages of files, MB |\n|---|---|---|---|\n")
-		for _, c := range cells {
-			fmt.Fprintf(s.Out, "| %s | %.2f | %d | %d |\n", c.server.Name, c.ready.Seconds(), (c.pss-c.files)>>20, c.files>>20)
-		}
-		return
+	switch {
+	case sc.startup:
+		s.now.Measure = starts
+	case sc.update, sc.claims:
+		s.now.Measure = updates
+	default:
+		s.now.Measure = perCPU
 	}
-	ours := slices.IndexFunc(cells, func(c *cell) bool { return c.server.Name == "dmpd" })
-	value := func(c *cell) []float64 {
-		if sc.update || sc.claims {
-			return c.rate
-		}
-		return c.perCPU
-	}
-	head := "k answers / server-cpu-s"
-	if sc.update || sc.claims {
-		head = "k updates / s"
-	}
-	fmt.Fprintf(s.Out, "| | %s | dmpd / it | k answers / s | server busy | load busy | p50 ms | p99 | p99.9 | lost of sent |\n|---|---|---|---|---|---|---|---|---|---|\n", head)
-	for i, c := range cells {
-		ratio := "1"
-		if i != ours && ours >= 0 {
-			ratio = fmt.Sprintf("**%.2f**", median(value(cells[ours]))/median(value(c)))
-		}
-		lat := [3]string{"", "", ""}
+	for _, c := range cells {
 		if c.latency.n > 0 {
-			for j, q := range []float64{0.5, 0.99, 0.999} {
-				lat[j] = fmt.Sprintf("%.3g", c.latency.Quantile(q).Seconds()*1000)
-			}
+			c.P50Ms, c.P99Ms, c.P999Ms = c.latency.ms(0.5), c.latency.ms(0.99), c.latency.ms(0.999)
 		}
-		fmt.Fprintf(s.Out, "| %s | %s | %s | %.4g | %.0f %% | %.0f %% | %s | %s | %s | %d of %d |\n", c.server.Name, spread(value(c), 1000), ratio, median(c.rate)/1000,
-			100*median(c.busy), 100*median(c.load), lat[0], lat[1], lat[2], c.lost, c.sent)
+		s.now.Contenders = append(s.now.Contenders, &c.Contender)
 	}
-	if sc.name == "udp" && ours >= 0 && cells[0].server.Echo {
-		fmt.Fprintf(s.Out, "\ndmpd makes %.2f of the echo's answers for each CPU second; the mark is %.1f.\n", median(cells[ours].perCPU)/median(cells[0].perCPU), echoShare)
+	fmt.Fprint(s.Out, s.now.Markdown())
+}
+
+// record keeps a figure of a table that has a form of its own.
+func (s *Suite) record(name string, value any) {
+	if s.now.Values == nil {
+		s.now.Values = map[string]any{}
 	}
+	s.now.Values[name] = value
 }
 
 // echoShare is what dmpd has to make of the echo's answers. It is said and not asserted: a run on a shared machine proves nothing

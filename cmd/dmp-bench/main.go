@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -22,7 +21,8 @@ import (
 const usage = `dmp-bench loads a DNS server and says what it answered.
 
   dmp-bench --target HOST:PORT [--scenario udp|nxdomain|tcp] [--qps N] [--duration D] [--json]
-  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--write BENCHMARKS.md]
+  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--write BENCHMARKS.md [--merge]]
+  dmp-bench draw [--write BENCHMARKS.md]          makes charts and tables anew from the JSON beside the file
   dmp-bench echo --listen 127.0.0.1:PORT --size BYTES
   dmp-bench master --zone ZONE --names N          prints the zone file that the queries are made for
 
@@ -54,6 +54,8 @@ func run(args []string) error {
 		return load(args)
 	case "suite":
 		return suite(args)
+	case "draw":
+		return draw(args)
 	case "echo":
 		return echo(args)
 	case "master":
@@ -153,7 +155,8 @@ func suite(args []string) error {
 	f.StringVar(&s.Bin, "bin", "bin", "folder of our binaries")
 	f.StringVar(&s.Dir, "dir", ".cache/bench", "folder for what the servers write")
 	f.StringVar(&s.Command, "command", "dmp-bench suite "+strings.Join(args, " "), "what to say that was run")
-	write := f.String("write", "", "file whose part between the lines `<!-- results -->` and `<!-- end -->` is replaced by the tables")
+	write := f.String("write", "", "file whose part between the lines `<!-- results -->` and `<!-- end -->` is replaced by the tables; charts and JSON go beside it")
+	merge := f.Bool("merge", false, "tables of scenarios that do not run stay, from the JSON beside the file")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -164,8 +167,6 @@ func suite(args []string) error {
 			s.Rounds = 3
 		}
 	}
-	var tables strings.Builder
-	s.Out = io.MultiWriter(os.Stdout, &tables)
 	// Servers end with this process: Pdeathsig. A signal ends it in order.
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
@@ -179,7 +180,16 @@ func suite(args []string) error {
 	if *write == "" {
 		return nil
 	}
-	return bench.Replace(*write, tables.String())
+	return s.Save(*write, *merge)
+}
+
+func draw(args []string) error {
+	f := flags("draw")
+	write := f.String("write", "BENCHMARKS.md", "file with the lines `<!-- results -->` and `<!-- end -->`")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	return bench.Redraw(*write)
 }
 
 func echo(args []string) error {
