@@ -5,7 +5,7 @@ LDFLAGS  := -s -w -X github.com/dnsmesh/dmpd/internal/config.Version=$(VERSION)
 BINARIES := dmpd dmp-dataplane dmp-controlplane dmp-bench
 FUZZTIME ?= 30s
 
-.PHONY: help build build-testclock run test race lint vectors interop bench bench-draw bench-peers fuzz fuzz-list clean
+.PHONY: help build build-testclock run test race lint vectors interop bench bench-draw bench-compare bench-peers fuzz fuzz-list clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: build ## load tests beside the installed peers; BENCH=quick, SCENARIO=, R
 
 bench-draw: build ## the charts and tables of BENCHMARKS.md anew, from BENCHMARKS.json
 	bin/dmp-bench draw
+
+bench-compare: ## this tree beside BASE=commit: Go benchmarks by benchstat (COUNT=), or SCENARIO= under load
+	GO=$(GO) BASE=$(BASE) bash bench/compare.sh
 
 bench-peers: ## install NSD, Knot, BIND, PowerDNS and dnsperf from Debian
 	bash bench/peers.sh

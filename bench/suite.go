@@ -23,6 +23,7 @@ type Suite struct {
 	Names     int
 	Flood     time.Duration // how long registrations are forged
 	Bin       string        // folder of dmp-dataplane
+	Base      string        // folder of another build's, which is a contender, too; none if empty
 	Dir       string        // for zones, logs and state; it should be on a real disk
 	Out       io.Writer
 	Progress  io.Writer
@@ -192,6 +193,17 @@ func (s *Suite) contenders() (all []*contender, err error) {
 			continue
 		}
 		all = append(all, c)
+		if c.name == "dmpd" && s.Base != "" {
+			base, err := filepath.Abs(s.Base)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, &contender{name: "base", updates: true, start: func(s *Server, f *field, dir string, workers int) error {
+				other := *f
+				other.bin = base
+				return startNode(s, &other, dir, workers)
+			}})
+		}
 	}
 	return all, nil
 }
@@ -221,7 +233,7 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		return s.replications(sc, f, dir)
 	}
 	for _, c := range all {
-		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" {
+		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" && (c.name != "base" || sc.beside) {
 			continue
 		}
 		if sc.beside {

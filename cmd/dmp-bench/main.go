@@ -153,6 +153,7 @@ func suite(args []string) error {
 	f.IntVar(&s.Names, "names", 100_000, "names in the zone")
 	f.DurationVar(&s.Flood, "flood", 5*time.Second, "how long the scenario registration forges registrations")
 	f.StringVar(&s.Bin, "bin", "bin", "folder of our binaries")
+	f.StringVar(&s.Base, "base", "", "folder of another build's binaries: its DNS process is loaded beside ours, as `base`")
 	f.StringVar(&s.Dir, "dir", ".cache/bench", "folder for what the servers write")
 	f.StringVar(&s.Command, "command", "dmp-bench suite "+strings.Join(args, " "), "what to say that was run")
 	write := f.String("write", "", "file whose part between the lines `<!-- results -->` and `<!-- end -->` is replaced by the tables; charts and JSON go beside it")
