@@ -433,6 +433,8 @@ func (n *Node) gauges() {
 	shard.Add(stats.RequestsTaken, uint64(taken-n.taken))
 	n.taken = taken
 	n.past.count()
+	r := stats.ReadRuntime()
+	r.Put(shard)
 }
 
 // Stop ends the node in order: no more reading, the commits that wait are finished and answered, then the sockets close.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,31 @@ func TestPage(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { p.Shard(1).Inc(Outcome(3)); p.Shard(1).Observe(Latency[TCP], 1) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// What the collector did is on the page: as many pauses as its runtime counts, in buckets that add up.
+func TestRuntime(t *testing.T) {
+	runtime.GC()
+	var m runtime.MemStats
+	p := InMemory(1)
+	r := ReadRuntime()
+	r.Put(p.Shard(0))
+	runtime.ReadMemStats(&m)
+	pauses := uint64(0)
+	for i := range GCPauses.buckets {
+		pauses += p.Value(GCPauses.first + Counter(i))
+	}
+	sum := p.Value(GCPauses.first + Counter(GCPauses.buckets))
+	if cycles := p.Value(GCCycles); cycles == 0 || cycles > uint64(m.NumGC) || pauses < cycles || sum < pauses {
+		t.Errorf("%d cycles of %d, %d pauses, %d ns", cycles, m.NumGC, pauses, sum)
+	}
+	if cpu, gc := p.Value(CPUTime), p.Value(GCTime); cpu == 0 || gc == 0 || p.Value(HeapBytes) == 0 {
+		t.Errorf("CPU %d ns, collector %d ns, heap %d", cpu, gc, p.Value(HeapBytes))
+	}
+	r.Put(p.Shard(0)) // the same once more is no more
+	if again := p.Value(GCPauses.first + Counter(GCPauses.buckets)); again != sum {
+		t.Errorf("%d, then %d", sum, again)
 	}
 }
 

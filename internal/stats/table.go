@@ -43,6 +43,11 @@ func counter(name, labels, help string) Counter {
 	return add(Row{Name: name, Labels: labels, Kind: KindCounter, Help: help})
 }
 
+// seconds is a counter of nanoseconds that is shown in seconds.
+func seconds(name, help string) Counter {
+	return add(Row{Name: name, Kind: KindCounter, Help: help, Scale: 1e9})
+}
+
 func gauge(name, labels, help string) Counter {
 	return add(Row{Name: name, Labels: labels, Kind: KindGauge, Help: help})
 }
@@ -194,6 +199,11 @@ var (
 	Serial        = gauge("dmpd_zone_serial", "", "SOA serial of the served zone.")
 	KeysLive      = gauge("dmpd_tsig_keys", "", "TSIG keys known.")
 	RequestsTaken = counter("dmpd_requests_taken_total", "", "Records requests taken from the control plane.")
+	CPUTime       = seconds("dmpd_dataplane_cpu_seconds_total", "CPU time of the data plane, user and system.")
+	GCTime        = seconds("dmpd_dataplane_gc_cpu_seconds_total", "CPU time of its garbage collector.")
+	GCCycles      = counter("dmpd_dataplane_gc_cycles_total", "", "Cycles of its garbage collector.")
+	HeapBytes     = gauge("dmpd_dataplane_heap_bytes", "", "Bytes of objects on its Go heap; records are beside it.")
+	GCPauses      = histogram("dmpd_dataplane_gc_pause_seconds", "", "Times for which its garbage collector stopped everything.", 8192, 16, 1e9)
 	StartedSec    = gauge("dmpd_dataplane_start_time_seconds", "", "When the data plane started, Unix time.")
 )
 
