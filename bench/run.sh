@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Load tests (make bench). BENCH=quick: a smoke test beside an echo, well under two minutes, which asserts right answers and
-# no timing. SCENARIO, PEERS: lists; ROUNDS, NAMES: numbers; FLOOD: a time, for registration. The whole goes to BENCHMARKS.md, BENCHMARKS.json and
+# no timing. SCENARIO, PEERS: lists; ROUNDS, NAMES: numbers; FLOOD, DURATION: times, for registration and gc. The whole goes to BENCHMARKS.md, BENCHMARKS.json and
 # docs/bench; of a part only with MERGE=1, which leaves the other tables as they are. A scenario may stand there with several numbers of names.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,13 +11,14 @@ args=()
 [ -n "${ROUNDS:-}" ] && args+=(--rounds "$ROUNDS")
 [ -n "${NAMES:-}" ] && args+=(--names "$NAMES")
 [ -n "${FLOOD:-}" ] && args+=(--flood "$FLOOD")
+[ -n "${DURATION:-}" ] && args+=(--duration "$DURATION")
 if [ -n "${MERGE:-}" ]; then
   args+=(--write BENCHMARKS.md --merge)
 elif [ -z "${BENCH:-}${SCENARIO:-}${PEERS:-}" ]; then
   args+=(--write BENCHMARKS.md)
 fi
 said="make bench"
-for v in MERGE BENCH SCENARIO PEERS ROUNDS NAMES FLOOD; do
+for v in MERGE BENCH SCENARIO PEERS ROUNDS NAMES FLOOD DURATION; do
   [ -n "${!v:-}" ] && said="$said $v='${!v}'"
 done
 mkdir -p .cache/bench

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -20,7 +21,8 @@ type Suite struct {
 	Scenarios []string // all if empty
 	Peers     []string // all that are installed if empty; "none": none
 	Rounds    int
-	Names     int
+	Names     int           // 0: what a scenario needs, mostly 100,000
+	Writes    time.Duration // how long the scenario gc writes
 	Flood     time.Duration // how long registrations are forged
 	Bin       string        // folder of dmp-dataplane
 	Base      string        // folder of another build's, which is a contender, too; none if empty
@@ -46,7 +48,10 @@ type scenario struct {
 	beside,
 	register,
 	replicate,
+	collect,
 	startup bool
+	names   int  // if nobody says how many; 0: namesUsual
+	asked   bool // runs only if it is named: it takes long
 	misses  int
 	qps     float64
 	sockets int // 0: 8
@@ -79,9 +84,17 @@ var scenarios = []scenario{
 		note: "Both processes of a node. Forgers at ever new addresses, 10,000 confirmations a second if the load's cores can send them: a real challenge, a forged signature, four of them from an address before its limit would refuse more unseen. Beside them somebody registers honestly every second, from an address of their own. `--flood 1m` takes a minute."},
 	{name: "replication", title: "Native replication among three nodes", replicate: true,
 		note: "Both processes of each node, HTTP/2 in clear text, nothing pinned: three nodes, the load and one disk share the machine. Two nodes begin empty. Then single records are published at the third and asked for at both others, while 1,000 updates a second go in beside them; UPDATE, sync and way to both are in the time. Then one node is stopped while records are written, and started."},
+	{name: "gc", title: "Garbage collection beside steady writes", collect: true, names: gcNames, asked: true,
+		note: "Both processes of a node, nothing pinned. 1,000 UPDATEs a second under TSIG, each with one new record of 300 bytes, and 5,000 queries a second beside them, open loops; DMP_DURABILITY as it is by default. What the collectors took is from /metrics, pauses as upper ends of its buckets, which are powers of two. After a SIGKILL every acknowledged record is asked for. `DURATION=` says how long is written."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
 		note: "Time from the start of the process to the first right answer, and proportional set size then. Pages of files can be dropped by the system; dmpd gives those of its snapshot back once it has read it."},
 }
+
+// namesUsual is how many names there are if nothing else is said, namesQuick at most in a smoke test.
+const (
+	namesUsual = 100_000
+	namesQuick = 20_000
+)
 
 // ScenarioNames lists them.
 func ScenarioNames() (names []string) {
@@ -130,24 +143,25 @@ func (s *Suite) Run() error {
 		return err
 	}
 	runtime.GOMAXPROCS(2) // the load needs one thread; what it is pinned to would say otherwise
-	field := &field{zone: Zone{Name: "mesh.test", Names: s.Names}, bin: s.Bin, replySize: 348}
-	if s.Quick {
-		field.zone.Names = min(s.Names, 20_000)
-	}
+	field := &field{zone: Zone{Name: "mesh.test"}, bin: s.Bin, replySize: 348}
 	took := time.Now()
 	all, err := s.contenders()
 	if err != nil {
 		return err
 	}
 	run := s.thisRun(all)
-	fmt.Fprintf(s.Out, "%s Peers: %s. %d names, %d rounds.\n", run.machine(), run.peers(), field.zone.Names, s.Rounds)
+	fmt.Fprintf(s.Out, "%s Peers: %s. %d rounds.\n", run.machine(), run.peers(), s.Rounds)
 	out, ran := s.Out, 0
 	for i := range scenarios {
 		sc := &scenarios[i]
-		if s.Quick && !sc.quick && len(s.Scenarios) == 0 || len(s.Scenarios) > 0 && !slices.Contains(s.Scenarios, sc.name) {
+		if (s.Quick && !sc.quick || sc.asked) && len(s.Scenarios) == 0 || len(s.Scenarios) > 0 && !slices.Contains(s.Scenarios, sc.name) {
 			continue
 		}
 		ran++
+		field.zone.Names = cmp.Or(s.Names, sc.names, namesUsual)
+		if s.Quick {
+			field.zone.Names = min(field.zone.Names, namesQuick)
+		}
 		field.cores, field.limits = nil, sc.attack
 		if sc.pinned {
 			field.cores = c
@@ -227,6 +241,10 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	if sc.register {
 		fmt.Fprintln(s.Progress)
 		return s.registrations(sc, f, dir)
+	}
+	if sc.collect {
+		fmt.Fprintln(s.Progress)
+		return s.collector(sc, f, dir)
 	}
 	if sc.replicate {
 		fmt.Fprintln(s.Progress)

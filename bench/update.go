@@ -30,20 +30,30 @@ func NewUpdates(z Zone, from uint64, n int) (*Updates, error) {
 	u := &Updates{zone: z, from: from, msgs: make([][]byte, n)}
 	now := time.Now().Unix()
 	for k := range u.msgs {
-		v := z.value(from + uint64(k))
-		m := new(dns.Msg)
-		m.SetUpdate(z.Name + ".")
-		m.Id = uint16(k)
-		m.Ns = []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: z.label(from+uint64(k)) + "." + z.Name + ".", Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: ttlSec},
-			Txt: []string{string(v[:255]), string(v[255:])}}}
-		m.SetTsig(keyName+"."+z.Name+".", dns.HmacSHA256, 300, now)
-		b, _, err := dns.TsigGenerate(m, keySecret, "", false)
+		b, err := u.sign(uint32(k), now)
 		if err != nil {
-			return nil, fmt.Errorf("bench: signing an update: %w", err)
+			return nil, err
 		}
 		u.msgs[k] = b
 	}
 	return u, nil
+}
+
+// sign makes the k-th.
+func (u *Updates) sign(k uint32, nowSec int64) ([]byte, error) {
+	i := u.from + uint64(k)
+	v := u.zone.value(i)
+	m := new(dns.Msg)
+	m.SetUpdate(u.zone.Name + ".")
+	m.Id = uint16(k)
+	m.Ns = []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: u.zone.label(i) + "." + u.zone.Name + ".", Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: ttlSec},
+		Txt: []string{string(v[:255]), string(v[255:])}}}
+	m.SetTsig(keyName+"."+u.zone.Name+".", dns.HmacSHA256, 300, nowSec)
+	b, _, err := dns.TsigGenerate(m, keySecret, "", false)
+	if err != nil {
+		return nil, fmt.Errorf("bench: signing an update: %w", err)
+	}
+	return b, nil
 }
 
 // Message gives the k-th.

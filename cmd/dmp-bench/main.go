@@ -21,7 +21,7 @@ import (
 const usage = `dmp-bench loads a DNS server and says what it answered.
 
   dmp-bench --target HOST:PORT [--scenario udp|nxdomain|tcp] [--qps N] [--duration D] [--json]
-  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--write BENCHMARKS.md [--merge]]
+  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--duration D] [--write BENCHMARKS.md [--merge]]
   dmp-bench draw [--write BENCHMARKS.md]          makes charts and tables anew from the JSON beside the file
   dmp-bench echo --listen 127.0.0.1:PORT --size BYTES
   dmp-bench master --zone ZONE --names N          prints the zone file that the queries are made for
@@ -150,7 +150,8 @@ func suite(args []string) error {
 	chosen := f.String("scenario", "", "some of "+strings.Join(bench.ScenarioNames(), ", ")+"; empty: all")
 	peers := f.String("peers", "", "some of nsd, knot, bind, or none; empty: those installed")
 	f.IntVar(&s.Rounds, "rounds", 0, "rounds; 0: 5, or 3 if quick")
-	f.IntVar(&s.Names, "names", 100_000, "names in the zone")
+	f.IntVar(&s.Names, "names", 0, "names in the zone; 0: 100,000, or 10,000,000 in gc")
+	f.DurationVar(&s.Writes, "duration", 0, "how long the scenario gc writes; 0: 10m, or 5s if quick")
 	f.DurationVar(&s.Flood, "flood", 5*time.Second, "how long the scenario registration forges registrations")
 	f.StringVar(&s.Bin, "bin", "bin", "folder of our binaries")
 	f.StringVar(&s.Base, "base", "", "folder of another build's binaries: its DNS process is loaded beside ours, as `base`")
@@ -167,6 +168,15 @@ func suite(args []string) error {
 		if s.Quick {
 			s.Rounds = 3
 		}
+	}
+	if s.Writes <= 0 {
+		s.Writes = 10 * time.Minute
+		if s.Quick {
+			s.Writes = 5 * time.Second
+		}
+	}
+	if s.Names < 0 {
+		return fmt.Errorf("--names %d: there cannot be so many", s.Names)
 	}
 	// Servers end with this process: Pdeathsig. A signal ends it in order.
 	interrupted := make(chan os.Signal, 1)
