@@ -196,3 +196,18 @@ func TestReplace(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPauses: the difference of two readings of a histogram, and quantiles as upper ends.
+func TestPauses(t *testing.T) {
+	before := map[string]float64{`p_bucket{le="0.001"}`: 10, `p_bucket{le="0.002"}`: 10, `p_bucket{le="1e-06"}`: 1, `p_bucket{le="+Inf"}`: 10, "p_sum": 1, `other_bucket{le="5"}`: 7}
+	after := map[string]float64{`p_bucket{le="0.001"}`: 59, `p_bucket{le="0.002"}`: 109, `p_bucket{le="1e-06"}`: 1, `p_bucket{le="+Inf"}`: 110, "p_sum": 2, `other_bucket{le="5"}`: 9}
+	b := bucketsOf(before, after, "p")
+	if len(b.ends) != 3 || b.ends[0] != 1e-6 || b.counts[0] != 0 || b.counts[1] != 49 || b.counts[2] != 51 {
+		t.Fatalf("%v", b)
+	}
+	for q, want := range map[float64]float64{0.01: 0.001, 0.49: 0.001, 0.5: 0.002, 0.99: 0.002, 1: 0.002} {
+		if got := b.quantile(q); got != want {
+			t.Errorf("quantile %g: %g, want %g", q, got, want)
+		}
+	}
+}

@@ -216,13 +216,28 @@ func (t *Table) Markdown() string {
 	return b.String()
 }
 
-// Markdown is all tables. What the first was run with stands on top; others say it themselves where it differs.
+// most gives the table whose run most have in common, the first of them.
+func (r *Results) most() *Table {
+	count := map[time.Time]int{}
+	best := r.Tables[0]
+	for _, t := range r.Tables {
+		count[t.Run.Began]++
+	}
+	for _, t := range r.Tables {
+		if count[t.Run.Began] > count[best.Run.Began] {
+			best = t
+		}
+	}
+	return best
+}
+
+// Markdown is all tables. What most were run with stands on top; others say it themselves.
 func (r *Results) Markdown(chart func(t *Table) string) string {
 	var b strings.Builder
 	if len(r.Tables) == 0 {
 		return ""
 	}
-	first := r.Tables[0]
+	first := r.most()
 	fmt.Fprintf(&b, "%s\nPeers: %s.\n%s names with one TXT of %d bytes each, loopback, %d rounds, contenders in turn; medians, in brackets the smallest and the largest.\nCommand: `%s`\n",
 		first.Run.machine(), first.Run.peers(), grouped(first.Names), valueLen, first.Run.Rounds, first.Run.Command)
 	for _, t := range r.Tables {
@@ -310,13 +325,14 @@ func (r *Results) Draw(path string) error {
 		}
 	}
 	var failed error
+	usual := r.most().Names
 	text := r.Markdown(func(t *Table) string {
 		svg := chart(t)
 		if svg == "" {
 			return ""
 		}
 		name := t.Scenario + ".svg"
-		if t.Names != r.Tables[0].Names {
+		if t.Names != usual {
 			name = fmt.Sprintf("%s-%d.svg", t.Scenario, t.Names)
 		}
 		failed = cmp.Or(failed, os.WriteFile(filepath.Join(dir, name), []byte(svg), 0o644))
@@ -330,14 +346,11 @@ func (r *Results) Draw(path string) error {
 
 func jsonBeside(path string) string { return strings.TrimSuffix(path, filepath.Ext(path)) + ".json" }
 
-// Save puts what was measured into a document. With merge, tables of other scenarios stay, each with its own date and command.
-func (s *Suite) Save(path string, merge bool) error {
-	r := &Results{}
-	if merge {
-		var err error
-		if r, err = ReadResults(jsonBeside(path)); err != nil {
-			return err
-		}
+// Save puts what was measured into a document. Other tables stay, each with its own date and command.
+func (s *Suite) Save(path string) error {
+	r, err := ReadResults(jsonBeside(path))
+	if err != nil {
+		return err
 	}
 	r.Merge(s.Tables)
 	return r.Save(path)

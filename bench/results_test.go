@@ -47,7 +47,7 @@ func TestResults(t *testing.T) {
 	}
 	whole := Suite{Tables: []*Table{someTable("udp", 1000, 100_000, 120_000), someTable("nxdomain", 1000, 300_000), {Scenario: "attack", Names: 1000, Text: "\n### Own (`attack`)\n\n| a |\n", Values: map[string]any{"x": 1}}}}
 	whole.Tables[2].Run = whole.Tables[0].Run
-	if err := whole.Save(path, false); err != nil {
+	if err := whole.Save(path); err != nil {
 		t.Fatal(err)
 	}
 	first := files()
@@ -82,7 +82,7 @@ func TestResults(t *testing.T) {
 	again.Run.Began, again.Run.Command = again.Run.Began.Add(time.Hour), "make bench SCENARIO='udp'"
 	part := Suite{Tables: []*Table{again, someTable("udp", 1_000_000, 7_000)}}
 	part.Tables[1].Run = again.Run
-	if err := part.Save(path, true); err != nil {
+	if err := part.Save(path); err != nil {
 		t.Fatal(err)
 	}
 	second := files()

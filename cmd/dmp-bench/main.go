@@ -21,7 +21,7 @@ import (
 const usage = `dmp-bench loads a DNS server and says what it answered.
 
   dmp-bench --target HOST:PORT [--scenario udp|nxdomain|tcp] [--qps N] [--duration D] [--json]
-  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--duration D] [--write BENCHMARKS.md [--merge]]
+  dmp-bench suite [--quick] [--scenario S,S] [--peers nsd,knot,bind] [--rounds N] [--names N] [--flood D] [--duration D] [--write BENCHMARKS.md]
   dmp-bench draw [--write BENCHMARKS.md]          makes charts and tables anew from the JSON beside the file
   dmp-bench echo --listen 127.0.0.1:PORT --size BYTES
   dmp-bench master --zone ZONE --names N          prints the zone file that the queries are made for
@@ -157,8 +157,7 @@ func suite(args []string) error {
 	f.StringVar(&s.Base, "base", "", "folder of another build's binaries: its DNS process is loaded beside ours, as `base`")
 	f.StringVar(&s.Dir, "dir", ".cache/bench", "folder for what the servers write")
 	f.StringVar(&s.Command, "command", "dmp-bench suite "+strings.Join(args, " "), "what to say that was run")
-	write := f.String("write", "", "file whose part between the lines `<!-- results -->` and `<!-- end -->` is replaced by the tables; charts and JSON go beside it")
-	merge := f.Bool("merge", false, "tables of scenarios that do not run stay, from the JSON beside the file")
+	write := f.String("write", "", "file whose part between the lines `<!-- results -->` and `<!-- end -->` is replaced by the tables; charts and JSON go beside it. Tables of other scenarios or numbers of names stay")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -191,7 +190,7 @@ func suite(args []string) error {
 	if *write == "" {
 		return nil
 	}
-	return s.Save(*write, *merge)
+	return s.Save(*write)
 }
 
 func draw(args []string) error {
