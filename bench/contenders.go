@@ -26,7 +26,8 @@ type contender struct {
 	binary  string // looked for in PATH
 	version []string
 	updates bool
-	most    int // names that it is given, and asked for; 0: all. One so slow is left out where a load is fixed or a connection stays
+	only    string // scenario that alone it takes part in
+	most    int    // names that it is given, and asked for; 0: all. One so slow is left out where a load is fixed or a connection stays
 	// start writes what the server needs into dir and spawns it with so many workers.
 	start func(s *Server, f *field, dir string, workers int) error
 }
@@ -38,6 +39,7 @@ type field struct {
 	cores     *cores
 	replySize int  // of the echo
 	limits    bool // dmpd's are as they are by default, else off
+	lab       *lab // where the servers are, if not here
 }
 
 var contenders = []contender{
@@ -46,6 +48,8 @@ var contenders = []contender{
 	{name: "dmpd", updates: true, start: startNode},
 	{name: "nsd", binary: "nsd", version: []string{"-v"}, start: startNSD},
 	{name: "knot", binary: "knotd", version: []string{"--version"}, updates: true, start: startKnot},
+	{name: "dmpd-xdp", only: "xdp", start: startNodeXDP},
+	{name: "knot-xdp", only: "xdp", binary: "knotd", start: startKnotXDP},
 	{name: "bind", binary: "named", version: []string{"-v"}, updates: true, start: startBIND},
 	{name: "pdns", binary: "pdns_server", version: []string{"--version"}, updates: true, start: startPowerDNS},
 	{name: "reference", binary: referencePython, version: []string{"-c", "import importlib.metadata as m; print(m.version('dnsmesh'))"}, updates: true, most: 20_000, start: startReference},
@@ -67,7 +71,7 @@ func find(binary string) string {
 var versionNumber = regexp.MustCompile(`[0-9]+\.[0-9]+(\.[0-9]+)?`)
 
 func (c *contender) versionOf() string {
-	if c.binary == "" {
+	if c.binary == "" || c.only != "" {
 		return ""
 	}
 	out, _ := exec.Command(find(c.binary), c.version...).CombinedOutput()
@@ -94,16 +98,25 @@ func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
 	}
 	// The port may be taken by somebody else between finding it and listening: then another one.
 	for try := 0; ; try++ {
-		if s.Addr, err = freePort(); err != nil {
+		if f.lab != nil {
+			s.xdp = c.only == "xdp"
+			s.link, s.Addr, err = f.lab.pair()
+		} else {
+			s.Addr, err = freePort()
+		}
+		if err != nil {
 			return nil, err
 		}
 		if err = c.start(s, &own, dir, workers); err == nil {
-			if err = s.await(s.zone); err == nil {
+			if err = s.await(s.zone); err == nil && s.xdp {
+				err = s.link.attached(s)
+			}
+			if err == nil {
 				return s, nil
 			}
 			s.Stop()
 		}
-		if try == 2 {
+		if try == 2 || f.lab != nil {
 			return nil, err
 		}
 		_ = os.RemoveAll(dir) // it is written anew
@@ -129,16 +142,20 @@ func startBare(s *Server, f *field, dir string, workers int) error {
 
 // startNode starts the DNS process alone, on a folder with the zone in a snapshot and the key in the state log.
 func startNode(s *Server, f *field, dir string, workers int) error {
+	return startNodeWith(s, f, dir, workers)
+}
+
+func startNodeWith(s *Server, f *field, dir string, workers int, more ...string) error {
 	if err := writeNode(f.zone, dir); err != nil {
 		return err
 	}
-	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + dir, "DMP_SERVED_ZONE=" + f.zone.Name, "DMP_DNS_HOST=127.0.0.1",
+	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + dir, "DMP_SERVED_ZONE=" + f.zone.Name, "DMP_DNS_HOST=" + s.Addr.Addr().String(),
 		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), fmt.Sprintf("DMP_DNS_LOOPS=%d", workers), "DMP_DNS_UPDATE_ENABLED=1",
 		"DMP_HTTP_HOST=127.0.0.1", "DMP_LOG_LEVEL=WARNING"}
 	if !f.limits {
 		env = append(env, "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_CLAIM_RATE_PER_USER_PER_SEC=0")
 	}
-	return s.spawn(f.cores, dir, env, filepath.Join(f.bin, "dmp-dataplane"))
+	return s.spawn(f.cores, dir, append(env, more...), filepath.Join(f.bin, "dmp-dataplane"))
 }
 
 // writeNode makes a state folder.
@@ -227,7 +244,7 @@ func (f *field) write(s *Server, dir, name, text string, workers int) error {
 	if err := f.zone.Master(zone); err != nil {
 		return err
 	}
-	text = strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(s.Addr.Port()), "ZONE", f.zone.Name, "WORKERS", fmt.Sprint(workers),
+	text = strings.NewReplacer("127.0.0.1", s.Addr.Addr().String(), "DIR", dir, "PORT", fmt.Sprint(s.Addr.Port()), "ZONE", f.zone.Name, "WORKERS", fmt.Sprint(workers),
 		"KEYNAME", keyName+"."+f.zone.Name, "SECRET", keySecret).Replace(text)
 	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
 }
@@ -259,6 +276,10 @@ zone:
 }
 
 func startKnot(s *Server, f *field, dir string, workers int) error {
+	return startKnotWith(s, f, dir, workers, "")
+}
+
+func startKnotWith(s *Server, f *field, dir string, workers int, more string) error {
 	err := f.write(s, dir, "knot.conf", `server:
     rundir: DIR
     pidfile: DIR/knot.pid
@@ -286,7 +307,7 @@ zone:
 log:
   - target: stderr
     any: warning
-`, workers)
+`+more, workers)
 	if err != nil {
 		return err
 	}

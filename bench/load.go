@@ -54,7 +54,8 @@ type Result struct {
 	ServerCPU            time.Duration // set by whoever knows the server
 	OwnCPU               time.Duration
 
-	lastNs int64
+	lastNs        int64
+	process, core time.Duration // in a lab: CPU time of the processes alone, and of everything on the server's cores
 }
 
 // PerCPU is answers for each second of the server's CPU time.

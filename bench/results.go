@@ -29,10 +29,12 @@ type Table struct {
 	Title      string         `json:"title"`
 	Note       string         `json:"note"`
 	Measure    string         `json:"measure,omitempty"` // what contenders are compared by: one of the constants below
+	Ours       string         `json:"ours,omitempty"`    // what the others are compared with; dmpd if empty
 	Run        Run            `json:"run"`
 	Contenders []*Contender   `json:"contenders,omitempty"`
-	Text       string         `json:"text,omitempty"`   // Markdown of a table with a form of its own
-	Values     map[string]any `json:"values,omitempty"` // what that was made from
+	LeftOut    string         `json:"left_out,omitempty"` // who was, and why
+	Text       string         `json:"text,omitempty"`     // Markdown of a table with a form of its own
+	Values     map[string]any `json:"values,omitempty"`   // what that was made from
 }
 
 // What a table compares by.
@@ -78,6 +80,8 @@ type Round struct {
 	Seconds    float64 `json:"seconds"`
 	ServerCPUS float64 `json:"server_cpu_s"`
 	LoadCPUS   float64 `json:"load_cpu_s"`
+	ProcessS   float64 `json:"process_cpu_s,omitempty"` // where receiving is counted too: the processes alone
+	CoreS      float64 `json:"core_cpu_s,omitempty"`    // and everything on the server's cores
 	P50Ms      float64 `json:"p50_ms,omitempty"`
 	P99Ms      float64 `json:"p99_ms,omitempty"`
 	P999Ms     float64 `json:"p999_ms,omitempty"`
@@ -97,7 +101,7 @@ func three(v float64) float64 {
 
 // roundOf is a result as it is kept.
 func roundOf(r *Result) Round {
-	return Round{Sent: r.Sent, Answered: r.Answered, Lost: r.Lost, ReplyBytes: r.Bytes, Seconds: r.Elapsed.Seconds(), ServerCPUS: r.ServerCPU.Seconds(), LoadCPUS: r.OwnCPU.Seconds(),
+	return Round{ProcessS: r.process.Seconds(), CoreS: r.core.Seconds(), Sent: r.Sent, Answered: r.Answered, Lost: r.Lost, ReplyBytes: r.Bytes, Seconds: r.Elapsed.Seconds(), ServerCPUS: r.ServerCPU.Seconds(), LoadCPUS: r.OwnCPU.Seconds(),
 		P50Ms: r.Latency.ms(0.5), P99Ms: r.Latency.ms(0.99), P999Ms: r.Latency.ms(0.999)}
 }
 
@@ -165,10 +169,10 @@ func (c *Contender) sum(of func(r *Round) int) (n int) {
 	return n
 }
 
-// ours is dmpd's row, or nil.
+// ours is the row that the others are compared with, or nil.
 func (t *Table) ours() *Contender {
 	for _, c := range t.Contenders {
-		if c.Name == "dmpd" {
+		if c.Name == cmp.Or(t.Ours, "dmpd") {
 			return c
 		}
 	}
@@ -193,7 +197,7 @@ func (t *Table) Markdown() string {
 	if t.Measure == updates {
 		head = "k updates / s"
 	}
-	fmt.Fprintf(&b, "| | %s | dmpd / it | k answers / s | server busy | load busy | p50 ms | p99 | p99.9 | lost of sent |\n|---|---|---|---|---|---|---|---|---|---|\n", head)
+	fmt.Fprintf(&b, "| | %s | %s / it | k answers / s | server busy | load busy | p50 ms | p99 | p99.9 | lost of sent |\n|---|---|---|---|---|---|---|---|---|---|\n", head, cmp.Or(t.Ours, "dmpd"))
 	ours := t.ours()
 	for _, c := range t.Contenders {
 		ratio := "1"
@@ -210,10 +214,28 @@ func (t *Table) Markdown() string {
 			100*c.each(func(r *Round) float64 { return r.ServerCPUS / r.Seconds }), 100*c.each(func(r *Round) float64 { return r.LoadCPUS / r.Seconds }), lat[0], lat[1], lat[2],
 			c.sum(func(r *Round) int { return r.Lost }), c.sum(func(r *Round) int { return r.Sent }))
 	}
+	if len(t.Contenders) > 0 && t.Contenders[0].each(func(r *Round) float64 { return r.ProcessS }) > 0 {
+		t.divided(&b)
+	}
+	b.WriteString(t.LeftOut)
 	if t.Scenario == "udp" && ours != nil && t.Contenders[0].Name == "echo" {
 		fmt.Fprintf(&b, "\ndmpd makes %.2f of the echo's answers for each CPU second; the mark is %.1f.\n", median(ours.values(perCPU))/median(t.Contenders[0].values(perCPU)), echoShare)
 	}
 	return b.String()
+}
+
+// divided says how the CPU time divides between a server's process and the kernel threads that receive for it.
+func (t *Table) divided(b *strings.Builder) {
+	fmt.Fprintf(b, "\n| | k answers / cpu-s of the process alone | process busy | receiving busy | the core busy, by /proc/stat |\n|---|---|---|---|---|\n")
+	for _, c := range t.Contenders {
+		alone := make([]float64, len(c.Rounds))
+		for i := range c.Rounds {
+			alone[i] = float64(c.Rounds[i].Answered) / c.Rounds[i].ProcessS
+		}
+		process := c.each(func(r *Round) float64 { return r.ProcessS / r.Seconds })
+		receiving := c.each(func(r *Round) float64 { return (r.ServerCPUS - r.ProcessS) / r.Seconds })
+		fmt.Fprintf(b, "| %s | %s | %.0f %% | %.0f %% | %.0f %% |\n", c.Name, spread(alone, 1000), 100*process, 100*receiving, 100*c.each(func(r *Round) float64 { return r.CoreS / r.Seconds }))
+	}
 }
 
 // most gives the table whose run most have in common, the first of them.

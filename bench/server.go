@@ -28,6 +28,8 @@ type Server struct {
 	Echo    bool
 
 	zone   Zone
+	link   *link // in a lab: its end of the pair
+	xdp    bool
 	began  time.Time
 	cmd    *exec.Cmd
 	log    *os.File
@@ -35,7 +37,10 @@ type Server struct {
 }
 
 // cores are where the server runs and where the load comes from.
-type cores struct{ server, load unix.CPUSet }
+type cores struct {
+	server, load unix.CPUSet
+	netns        string // where servers run, if not here
+}
 
 // everything is all cores that there are, once pin has taken some from this process: its children would inherit that.
 var everything unix.CPUSet
@@ -85,6 +90,9 @@ func (s *Server) spawn(c *cores, dir string, env []string, name string, args ...
 		return err
 	}
 	s.log = log
+	if c != nil && c.netns != "" { // the process stays the same one
+		name, args = "ip", append([]string{"netns", "exec", c.netns, name}, args...)
+	}
 	s.cmd = exec.Command(name, args...)
 	s.cmd.Stdout, s.cmd.Stderr, s.cmd.Dir, s.cmd.Env = log, log, dir, env
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -133,7 +141,7 @@ func (s *Server) await(z Zone) error {
 			return fmt.Errorf("bench: %s has ended: %s", s.Name, s.tail())
 		default:
 		}
-		reply, _, err := client.Exchange(question, s.Addr.String())
+		reply, err := s.ask(client, question)
 		if err == nil && (s.Echo || reply.Rcode == dns.RcodeSuccess && len(reply.Answer) == 1) {
 			s.Ready = time.Since(s.began)
 			return nil
@@ -141,6 +149,18 @@ func (s *Server) await(z Zone) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return fmt.Errorf("bench: %s gave no right answer within %s: %s", s.Name, readyWithin, s.tail())
+}
+
+// ask sends a question from where the load will come.
+func (s *Server) ask(client *dns.Client, question *dns.Msg) (reply *dns.Msg, err error) {
+	ask := func() error {
+		reply, _, err = client.Exchange(question, s.Addr.String())
+		return err
+	}
+	if s.link != nil {
+		return reply, inside(s.link.lab.client, ask)
+	}
+	return reply, ask()
 }
 
 func (s *Server) tail() string {

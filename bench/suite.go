@@ -54,7 +54,10 @@ type scenario struct {
 	asked   bool // runs only if it is named: it takes long
 	misses  int
 	qps     float64
-	sockets int // 0: 8
+	sockets int    // 0: 8
+	lab     bool   // servers and load in namespaces of their own
+	most    int    // rounds, if fewer than asked for
+	ours    string // what the others are compared with; dmpd if empty
 	workers int
 	pinned  bool
 }
@@ -68,6 +71,8 @@ var scenarios = []scenario{
 		note: "As the first (`udp`), with one query under way at each of 128 ports: nothing that goes to one port can be joined, by either side."},
 	{name: "workers", title: "UDP, two workers that share two cores with the load", misses: 10, workers: 2,
 		note: "As the first, with two workers and nothing pinned: batches are small here. `bare` is two echoes in Go with ordinary system calls and as many threads as dmpd has; the echo has one thread."},
+	{name: "xdp", title: "UDP over a veth pair, past the network stack and through it", misses: 10, workers: 1, pinned: true, lab: true, most: 3, ours: "dmpd-xdp",
+		note: "As `udp`, but from another network namespace, three rounds at most. dmpd-xdp is dmpd with DMP_UDP_ENGINE=xdp, knot-xdp is Knot with `xdp: listen`; both native, by copying, since veth has no zero-copy. Each server has a pair of its own, of one queue each way, whose ends receive as cards do, in a kernel thread on the core of whoever is there (GRO on, TSO off, threaded NAPI). The CPU time is that of the process, of its end's kernel thread and of ksoftirqd; the second table says how it divides."},
 	{name: "latency", title: "Latency at 20,000 queries a second", quick: true, misses: 10, qps: 20000, workers: 1, pinned: true,
 		note: "Open loop: a latency counts from when the query was due. The first columns say what such thin load costs. On two virtual cores the tail is the machine's: read it beside the echo's."},
 	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
@@ -197,7 +202,7 @@ func (s *Suite) contenders() (all []*contender, err error) {
 		c := &contenders[i]
 		switch {
 		case c.binary == "":
-		case len(s.Peers) > 0 && !slices.Contains(s.Peers, c.name), s.Quick && len(s.Peers) == 0:
+		case len(s.Peers) > 0 && !slices.Contains(s.Peers, c.name) && !slices.Contains(s.Peers, strings.TrimSuffix(c.name, "-xdp")), s.Quick && len(s.Peers) == 0:
 			continue
 		case find(c.binary) == "":
 			if len(s.Peers) > 0 {
@@ -250,7 +255,21 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		fmt.Fprintln(s.Progress)
 		return s.replications(sc, f, dir)
 	}
+	out := "" // what was left out
+	if sc.lab {
+		l, err := newLab(f.cores)
+		if err != nil {
+			return s.leaveOut(sc, err)
+		}
+		inLab := *f
+		inLab.lab, inLab.cores = l, l.cores
+		f = &inLab
+		defer l.remove()
+	}
 	for _, c := range all {
+		if c.only != "" && c.only != sc.name || sc.lab && !slices.Contains(labContenders, c.name) {
+			continue
+		}
 		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" && (c.name != "base" || sc.beside) {
 			continue
 		}
@@ -264,9 +283,13 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		}
 		fmt.Fprintf(s.Progress, " %s", c.name)
 		server, err := c.launch(f, dir, sc.workers)
+		if why := (*leftOut)(nil); errors.As(err, &why) && c.name != sc.ours {
+			out += fmt.Sprintf("\n%s is left out: %s.\n", c.name, why)
+			continue
+		}
 		if err != nil {
 			stop()
-			return err
+			return s.leaveOut(sc, err)
 		}
 		one := &cell{server: server, Contender: Contender{Name: server.Name, Version: server.Version, Names: server.zone.Names, ReadyS: server.Ready.Seconds()}}
 		if sc.startup {
@@ -282,17 +305,22 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	}
 	fmt.Fprintln(s.Progress)
 	if sc.startup {
+		s.now.LeftOut = out
 		s.keep(sc, cells)
 		return os.RemoveAll(dir)
 	}
 	defer stop()
-	for round := range s.Rounds {
+	rounds := s.Rounds
+	if sc.most > 0 {
+		rounds = min(rounds, sc.most)
+	}
+	for round := range rounds {
 		for _, c := range cells {
 			r, err := s.load(sc, f, c.server, round)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(s.Progress, "  round %d of %d: %-5s %9.0f /s, %9.0f /cpu-s, server %3.0f %% busy, lost %d\n", round+1, s.Rounds, c.server.Name, r.Rate(), r.PerCPU(), 100*r.ServerCPU.Seconds()/r.Elapsed.Seconds(), r.Lost)
+			fmt.Fprintf(s.Progress, "  round %d of %d: %-5s %9.0f /s, %9.0f /cpu-s, server %3.0f %% busy, lost %d\n", round+1, rounds, c.server.Name, r.Rate(), r.PerCPU(), 100*r.ServerCPU.Seconds()/r.Elapsed.Seconds(), r.Lost)
 			if r.Wrong > 0 {
 				return fmt.Errorf("%w: %s, %d of %d, the first: %v", ErrWrong, c.server.Name, r.Wrong, r.Sent, r.FirstWrong)
 			}
@@ -360,7 +388,7 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 	if round == 0 { // caches, and the memory of a new process, are warm then
 		warm := l
 		warm.Duration, warm.QPS = 200*time.Millisecond, 0
-		r, err := warm.Run(src)
+		r, err := server.timed(func() (Result, error) { return warm.Run(src) })
 		if err != nil || r.Wrong > 0 {
 			return r, err
 		}
@@ -370,6 +398,13 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 
 // timed adds the CPU time that the server used meanwhile.
 func (s *Server) timed(run func() (Result, error)) (Result, error) {
+	if s.link != nil {
+		return s.link.timed(s, run)
+	}
+	return s.timedHere(run)
+}
+
+func (s *Server) timedHere(run func() (Result, error)) (Result, error) {
 	before, err := s.CPU()
 	if err != nil {
 		return Result{}, err
@@ -402,7 +437,7 @@ func spread(v []float64, unit float64) string {
 
 // keep makes a table of what was measured and shows it.
 func (s *Suite) keep(sc *scenario, cells []*cell) {
-	s.now.Note = sc.note
+	s.now.Note, s.now.Ours = sc.note, sc.ours
 	if sc.claims {
 		s.now.Note = fmt.Sprintf(sc.note, verifyTime())
 	}

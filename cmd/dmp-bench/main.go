@@ -182,6 +182,7 @@ func suite(args []string) error {
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-interrupted
+		bench.Interrupted()
 		os.Exit(1)
 	}()
 	if err := s.Run(); err != nil {
