@@ -327,6 +327,7 @@ reuseport=yes
 dnsupdate=yes
 allow-dnsupdate-from=127.0.0.0/8
 max-cache-entries=20000000
+max-tcp-connections=200
 zone-cache-refresh-interval=0
 disable-syslog=yes
 loglevel=3
