@@ -26,8 +26,8 @@ type contender struct {
 	binary  string // looked for in PATH
 	version []string
 	updates bool
-	only    string // scenario that alone it takes part in
-	most    int    // names that it is given, and asked for; 0: all. One so slow is left out where a load is fixed or a connection stays
+	lab     bool // takes part in labs alone
+	most    int  // names that it is given, and asked for; 0: all. One so slow is left out where a load is fixed or a connection stays
 	// start writes what the server needs into dir and spawns it with so many workers.
 	start func(s *Server, f *field, dir string, workers int) error
 }
@@ -48,8 +48,8 @@ var contenders = []contender{
 	{name: "dmpd", updates: true, start: startNode},
 	{name: "nsd", binary: "nsd", version: []string{"-v"}, start: startNSD},
 	{name: "knot", binary: "knotd", version: []string{"--version"}, updates: true, start: startKnot},
-	{name: "dmpd-xdp", only: "xdp", start: startNodeXDP},
-	{name: "knot-xdp", only: "xdp", binary: "knotd", start: startKnotXDP},
+	{name: "dmpd-xdp", lab: true, start: startNodeXDP},
+	{name: "knot-xdp", lab: true, binary: "knotd", start: startKnotXDP},
 	{name: "bind", binary: "named", version: []string{"-v"}, updates: true, start: startBIND},
 	{name: "pdns", binary: "pdns_server", version: []string{"--version"}, updates: true, start: startPowerDNS},
 	{name: "reference", binary: referencePython, version: []string{"-c", "import importlib.metadata as m; print(m.version('dnsmesh'))"}, updates: true, most: 20_000, start: startReference},
@@ -71,7 +71,7 @@ func find(binary string) string {
 var versionNumber = regexp.MustCompile(`[0-9]+\.[0-9]+(\.[0-9]+)?`)
 
 func (c *contender) versionOf() string {
-	if c.binary == "" || c.only != "" {
+	if c.binary == "" || c.lab {
 		return ""
 	}
 	out, _ := exec.Command(find(c.binary), c.version...).CombinedOutput()
@@ -99,7 +99,7 @@ func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
 	// The port may be taken by somebody else between finding it and listening: then another one.
 	for try := 0; ; try++ {
 		if f.lab != nil {
-			s.xdp = c.only == "xdp"
+			s.xdp = c.lab
 			s.link, s.Addr, err = f.lab.pair()
 		} else {
 			s.Addr, err = freePort()

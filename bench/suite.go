@@ -74,6 +74,8 @@ var scenarios = []scenario{
 		note: "As the first, with two workers and nothing pinned: batches are small here. `bare` is two echoes in Go with ordinary system calls and as many threads as dmpd has; the echo has one thread."},
 	{name: "xdp", title: "UDP over a veth pair, past the network stack and through it", misses: 10, workers: 1, pinned: true, lab: true, most: 3, ours: "dmpd-xdp",
 		note: "As `udp`, but from another network namespace, three rounds at most. dmpd-xdp is dmpd with DMP_UDP_ENGINE=xdp, knot-xdp is Knot with `xdp: listen`; both native, by copying, since veth has no zero-copy. Each server has a pair of its own, of one queue each way, whose ends receive as cards do, in a kernel thread on the core of whoever is there (GRO on, TSO off, threaded NAPI). The CPU time is that of the process, of its end's kernel thread and of ksoftirqd; the second table says how it divides."},
+	{name: "xdp-ports", title: "UDP over a veth pair, every question from a port of its own", misses: 10, sockets: 128, workers: 1, pinned: true, lab: true, most: 3, ours: "dmpd-xdp",
+		note: "As before (`xdp`), with one query under way at each of 128 ports: sockets cannot join what goes to one port."},
 	{name: "latency", title: "Latency at 20,000 queries a second", quick: true, misses: 10, qps: 20000, workers: 1, pinned: true,
 		note: "Open loop: a latency counts from when the query was due. The first columns say what such thin load costs. On two virtual cores the tail is the machine's: read it beside the echo's."},
 	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
@@ -270,7 +272,7 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		defer l.remove()
 	}
 	for _, c := range all {
-		if c.only != "" && c.only != sc.name || sc.lab && !slices.Contains(labContenders, c.name) {
+		if c.lab && !sc.lab || sc.lab && !slices.Contains(labContenders, c.name) {
 			continue
 		}
 		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" && (c.name != "base" || sc.beside) {
