@@ -43,7 +43,7 @@ bench-draw: build ## the charts and tables of BENCHMARKS.md anew, from BENCHMARK
 bench-compare: ## this tree beside BASE=commit: Go benchmarks by benchstat (COUNT=), or SCENARIO= under load
 	GO=$(GO) BASE=$(BASE) bash bench/compare.sh
 
-bench-peers: ## install NSD, Knot, BIND, PowerDNS and dnsperf from Debian
+bench-peers: ## install NSD, Knot, BIND, PowerDNS and dnsperf from Debian, and build NSD with recvmmsg
 	bash bench/peers.sh
 
 fuzz: ## every fuzz target for FUZZTIME, or FUZZ=FuzzX alone

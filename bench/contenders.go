@@ -47,6 +47,7 @@ var contenders = []contender{
 	{name: "bare", start: startBare},
 	{name: "dmpd", updates: true, start: startNode},
 	{name: "nsd", binary: "nsd", version: []string{"-v"}, start: startNSD},
+	{name: "nsd-mmsg", binary: nsdMmsg, version: []string{"-v"}, start: startNSDMmsg},
 	{name: "knot", binary: "knotd", version: []string{"--version"}, updates: true, start: startKnot},
 	{name: "dmpd-xdp", lab: true, start: startNodeXDP},
 	{name: "knot-xdp", lab: true, binary: "knotd", start: startKnotXDP},
@@ -249,7 +250,22 @@ func (f *field) write(s *Server, dir, name, text string, workers int) error {
 	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
 }
 
+// nsdMmsg is an NSD built with recvmmsg, which Debian's is without; make bench-peers builds it there.
+const nsdMmsg = ".cache/nsd-mmsg/sbin/nsd"
+
 func startNSD(s *Server, f *field, dir string, workers int) error {
+	return startNSDOf(s, f, dir, workers, find("nsd"))
+}
+
+func startNSDMmsg(s *Server, f *field, dir string, workers int) error {
+	binary, err := filepath.Abs(nsdMmsg)
+	if err != nil {
+		return err
+	}
+	return startNSDOf(s, f, dir, workers, binary)
+}
+
+func startNSDOf(s *Server, f *field, dir string, workers int, binary string) error {
 	err := f.write(s, dir, "nsd.conf", `server:
 	server-count: WORKERS
 	ip-address: 127.0.0.1@PORT
@@ -272,7 +288,7 @@ zone:
 	if err != nil {
 		return err
 	}
-	return s.spawn(f.cores, dir, os.Environ(), find("nsd"), "-d", "-c", filepath.Join(dir, "nsd.conf"))
+	return s.spawn(f.cores, dir, os.Environ(), binary, "-d", "-c", filepath.Join(dir, "nsd.conf"))
 }
 
 func startKnot(s *Server, f *field, dir string, workers int) error {

@@ -12,3 +12,4 @@ if [ ! -e $policy ]; then
 fi
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends nsd knot bind9 pdns-server pdns-backend-sqlite3 sqlite3 dnsperf
+bash "$(dirname "$0")/nsd-mmsg.sh"

@@ -53,6 +53,7 @@ type Run struct {
 	Go      string    `json:"go"`
 	Build   string    `json:"build"`
 	Peers   []string  `json:"peers"` // name and version
+	Absent  []string  `json:"absent,omitempty"`
 	Rounds  int       `json:"rounds"`
 	Command string    `json:"command"`
 }
@@ -125,6 +126,7 @@ func (s *Suite) thisRun(all []*contender) Run {
 			r.Peers = append(r.Peers, c.name+" "+v)
 		}
 	}
+	r.Absent = s.absent
 	return r
 }
 
@@ -132,7 +134,13 @@ func (r *Run) machine() string {
 	return fmt.Sprintf("%s, %d cores (%s); Linux %s; %s; %s.", r.Began.Format("2006-01-02"), r.Cores, r.CPU, r.Kernel, r.Go, r.Build)
 }
 
-func (r *Run) peers() string { return cmp.Or(strings.Join(r.Peers, ", "), "none") }
+func (r *Run) peers() string {
+	all := cmp.Or(strings.Join(r.Peers, ", "), "none")
+	if len(r.Absent) > 0 {
+		all += "; not installed, and left out: " + strings.Join(r.Absent, ", ")
+	}
+	return all
+}
 
 // grouped writes 1,000,000.
 func grouped(n int) string {

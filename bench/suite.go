@@ -32,7 +32,8 @@ type Suite struct {
 	Command   string
 	Tables    []*Table // what was measured
 
-	now *Table
+	now    *Table
+	absent []string // peers that are not installed
 }
 
 // scenario is one table.
@@ -200,7 +201,7 @@ func (s *Suite) Run() error {
 func (s *Suite) contenders() (all []*contender, err error) {
 	for _, p := range s.Peers {
 		if p != "none" && !slices.ContainsFunc(contenders, func(c contender) bool { return c.name == p }) {
-			return nil, fmt.Errorf("bench: no peer %q; there are nsd, knot, bind, pdns, reference, and none", p)
+			return nil, fmt.Errorf("bench: no peer %q; there are nsd, nsd-mmsg, knot, bind, pdns, reference, and none", p)
 		}
 	}
 	for i := range contenders {
@@ -214,6 +215,9 @@ func (s *Suite) contenders() (all []*contender, err error) {
 				return nil, fmt.Errorf("bench: %s is not installed (make bench-peers)", c.name)
 			}
 			fmt.Fprintf(s.Progress, "%s is not installed and left out (make bench-peers)\n", c.name)
+			if !c.lab {
+				s.absent = append(s.absent, c.name)
+			}
 			continue
 		}
 		all = append(all, c)
