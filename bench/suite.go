@@ -43,6 +43,7 @@ type scenario struct {
 	note  string
 	quick bool
 	tcp   bool
+	check bool // dnsperf beside our own generator
 	one   bool // a connection for each query
 	update,
 	claims,
@@ -71,6 +72,8 @@ var scenarios = []scenario{
 		note: "As above."},
 	{name: "udp-ports", title: "UDP, every question from a port of its own", misses: 10, sockets: 128, workers: 1, pinned: true,
 		note: "As the first (`udp`), with one query under way at each of 128 ports: nothing that goes to one port can be joined, by either side."},
+	{name: "dnsperf", title: "dnsperf beside our own generator", check: true, workers: 1, pinned: true, most: 3,
+		note: "The servers and names of `udp` in turn, 128 queries under way from 8 ports by either, three rounds of two seconds at most. dnsperf makes a system call for each packet, so on one core it is the limit for servers faster than itself: then they are not busy, find few queries at a time, and come closer to each other."},
 	{name: "workers", title: "UDP, two workers that share two cores with the load", misses: 10, workers: 2,
 		note: "As the first, with two workers and nothing pinned: batches are small here. `bare` is two echoes in Go with ordinary system calls and as many threads as dmpd has; the echo has one thread."},
 	{name: "xdp", title: "UDP over a veth pair, past the network stack and through it", misses: 10, workers: 1, pinned: true, lab: true, most: 3, ours: "dmpd-xdp",
@@ -259,6 +262,9 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	if sc.collect {
 		fmt.Fprintln(s.Progress)
 		return s.collector(sc, f, dir)
+	}
+	if sc.check {
+		return s.checks(sc, f, all, dir)
 	}
 	if sc.replicate {
 		fmt.Fprintln(s.Progress)
