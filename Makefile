@@ -5,7 +5,7 @@ LDFLAGS  := -s -w -X github.com/dnsmesh/dmpd/internal/config.Version=$(VERSION)
 BINARIES := dmpd dmp-dataplane dmp-controlplane dmp-bench
 FUZZTIME ?= 30s
 
-.PHONY: help build build-testclock run test race lint vectors interop bench bench-draw bench-compare bench-peers fuzz fuzz-list clean
+.PHONY: help build build-testclock run test race lint vectors interop partition bench bench-draw bench-compare bench-peers fuzz fuzz-list clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ vectors: ## the protocol's test vectors from outside the tree (DMP_VECTORS_UPSTR
 
 interop: build ## real peers: the stock client, dig, kdig, nsupdate, knsupdate, curl
 	bash tools/interop/run.sh
+
+partition: ## three nodes whose network is cut for a minute under writes, deletes and kill -9 (root, Linux)
+	DMP_PARTITION=60s $(GO) test -timeout 15m -count=1 -run '^TestPartition$$' -v ./tools/crash
 
 bench: build ## load tests beside the installed peers; BENCH=quick, SCENARIO=, ROUNDS=, PEERS=, MERGE=1 keeps the rest
 	bash bench/run.sh

@@ -53,6 +53,12 @@ type (
 		Quarantined   int64   `json:"quarantined"`
 		OffsetMs      int64   `json:"clock_offset_ms"`
 	}
+	// ClusterSum is the sum over all records of this node. Nodes with one moment and one root hold the same.
+	ClusterSum struct {
+		Root     string `json:"root"`      // hexadecimal: the count, then the sum (docs/format/sync.md)
+		Elements int64  `json:"elements"`  // records, and deletes that are remembered
+		MomentMs int64  `json:"moment_ms"` // of which it is: a multiple of ten seconds
+	}
 	// ClusterInfo is the state of replication at this node.
 	ClusterInfo struct {
 		Running  bool          `json:"running"`
@@ -60,6 +66,7 @@ type (
 		NodeID   string        `json:"node_id,omitempty"`
 		Name     string        `json:"cluster_name,omitempty"`
 		Manifest *ManifestInfo `json:"manifest"`
+		Sum      *ClusterSum   `json:"sum,omitempty"` // not while native replication is off or still reads the records
 		Peers    []ClusterPeer `json:"peers"`
 	}
 )
@@ -81,6 +88,11 @@ func (r *replication) info() *ClusterInfo {
 		info.Manifest.From = from
 	}
 	peers, _ := r.manifests.Peers()
+	if n := r.native.Load(); n != nil {
+		if st := n.Status(); st.Ready {
+			info.Sum = &ClusterSum{st.Root, st.Elements, st.CutMs}
+		}
+	}
 	r.mu.Lock()
 	info.Running = r.running != nil
 	r.mu.Unlock()

@@ -97,6 +97,18 @@ func (n *Node) Add(k Key, timeout time.Duration, rrs ...[2]string) int {
 	for _, rr := range rrs {
 		m.Insert([]dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: dns.Fqdn(rr[0]), Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 3600}, Txt: []string{rr[1]}}})
 	}
+	return n.update(k, timeout, m)
+}
+
+// Delete sends a signed UPDATE that deletes all values at a name; the result is as Add's.
+func (n *Node) Delete(k Key, timeout time.Duration, name string) int {
+	m := new(dns.Msg)
+	m.SetUpdate(Zone + ".")
+	m.RemoveRRset([]dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: dns.Fqdn(name), Rrtype: dns.TypeTXT, Class: dns.ClassINET}}})
+	return n.update(k, timeout, m)
+}
+
+func (n *Node) update(k Key, timeout time.Duration, m *dns.Msg) int {
 	secret, err := hex.DecodeString(k.SecretHex)
 	if err != nil {
 		n.T.Error(err)

@@ -68,6 +68,7 @@ type Node struct {
 	DNS  string // 127.0.0.1:port
 	HTTP string // http://127.0.0.1:port
 	Env  []string
+	Wrap []string // a command that runs another one in its place, such as ip netns exec NAME; nil: none
 
 	Data, Control *Process
 
@@ -161,7 +162,8 @@ func freePort(t testing.TB) int {
 func (n *Node) Start(binary string, args []string, env ...string) *Process {
 	n.T.Helper()
 	p := &Process{out: &output{}, done: make(chan struct{})}
-	p.cmd = exec.Command(filepath.Join(Build(n.T), binary), args...)
+	line := append(append(append([]string(nil), n.Wrap...), filepath.Join(Build(n.T), binary)), args...)
+	p.cmd = exec.Command(line[0], line[1:]...)
 	p.cmd.Env = append(append([]string(nil), n.Env...), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
