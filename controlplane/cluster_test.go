@@ -381,7 +381,7 @@ func (p *fakePuller) Wake() { p.woken.Add(1) }
 func (p *fakePuller) Status() (status []antientropy.PeerStatus) {
 	peers, _ := p.o.Peers.Peers()
 	for _, peer := range peers {
-		status = append(status, antientropy.PeerStatus{ID: peer.ID, URL: peer.URL, LagSec: 1.5, LagRows: 7, Quarantined: 2, BytesIn: 12345})
+		status = append(status, antientropy.PeerStatus{ID: peer.ID, URL: peer.URL, LagSec: 1.5, LagRows: 7, Quarantined: 2, BytesIn: 12345, Reconnects: 4, Rejected: antientropy.Rejects{antientropy.ReasonOwner: 3}, PinFailures: 1})
 	}
 	return status
 }
@@ -430,15 +430,20 @@ func TestReplicationFollows(t *testing.T) {
 	}
 	m := n.do("GET", "/metrics", "operator", "").body
 	for _, want := range []string{"dmpd_sync_peers 1.0\n", `dmpd_sync_lag_seconds{peer="b"} 1.5`, `dmpd_sync_lag_rows{peer="b"} 7.0`, `dmpd_sync_caught_up{peer="b"} 0.0`, `dmpd_sync_quarantined{peer="b"} 2.0`,
-		`dmpd_sync_received_bytes_total{peer="b"} 12345.0`, "dmpd_cluster_manifest_seq 3.0\n", "dmpd_cluster_manifest_expiry_seconds 3"} {
+		`dmpd_sync_received_bytes_total{peer="b"} 12345.0`, `dmpd_sync_rejected_total{peer="b",reason="owner"} 3.0`, `dmpd_sync_rejected_total{peer="b",reason="time"} 0.0`,
+		`dmpd_sync_pin_failures_total{peer="b"} 1.0`, "dmpd_cluster_manifest_seq 3.0\n", "dmpd_cluster_manifest_expiry_seconds 3"} {
 		if !strings.Contains(m, want) {
 			t.Errorf("%q is not on the metrics page", want)
 		}
 	}
+	page := n.do("GET", "/status", "", "").body
+	if want := "<td>b</td><td>v1</td><td>not heard yet</td><td>1.5 s</td><td>7</td><td>-</td><td>2</td><td>12.3 kB</td><td>0 B</td><td>4</td>"; !strings.Contains(page, want) || strings.Contains(page, "http://b.test") {
+		t.Errorf("%q is not on the status page, or the peer's URL is\n%s", want, page)
+	}
 	if s := r.summary(); s != "0 of 1 peers caught up with, up to 1.5 s behind, 2 records refused" {
 		t.Error(s)
 	}
-	if info := r.info(); !info.Running || info.Manifest.Seq != 3 || len(info.Peers) != 1 || info.Peers[0].LagRows != 7 {
+	if info := r.info(); !info.Running || info.Manifest.Seq != 3 || len(info.Peers) != 1 || info.Peers[0].LagRows != 7 || info.Peers[0].Rejected["owner"] != 3 || info.Peers[0].Converged != nil || info.Peers[0].PinFailures != 1 {
 		t.Errorf("%+v", info)
 	}
 	woken := first.woken.Load()

@@ -42,16 +42,24 @@ type (
 	}
 	// ClusterPeer is a peer and how replication with it goes.
 	ClusterPeer struct {
-		ID            string  `json:"id"`
-		URL           string  `json:"url"`
-		Native        bool    `json:"native"` // by /v2/sync: caught up says that the sums over all records were equal
-		CaughtUp      bool    `json:"caught_up"`
-		LagSec        float64 `json:"lag_seconds"`
-		LagRows       int64   `json:"lag_rows"`
-		LastSuccessMs int64   `json:"last_success_ms"`
-		LastError     string  `json:"last_error,omitempty"`
-		Quarantined   int64   `json:"quarantined"`
-		OffsetMs      int64   `json:"clock_offset_ms"`
+		ID            string           `json:"id"`
+		URL           string           `json:"url"`
+		Native        bool             `json:"native"` // by /v2/sync; else by /v1/sync
+		CaughtUp      bool             `json:"caught_up"`
+		Converged     *bool            `json:"converged,omitempty"` // the sums over all records were equal; of native peers alone
+		LagSec        float64          `json:"lag_seconds"`
+		LagRows       int64            `json:"lag_rows"`
+		LastSuccessMs int64            `json:"last_success_ms"`
+		LastError     string           `json:"last_error,omitempty"`
+		Quarantined   int64            `json:"quarantined"`
+		Rejected      map[string]int64 `json:"rejected,omitempty"` // by reason, those that there were
+		BytesIn       int64            `json:"received_bytes"`
+		BytesOut      int64            `json:"sent_bytes"`
+		Reconnects    int64            `json:"reconnects"`
+		PinFailures   int64            `json:"pin_failures"`
+		OffsetMs      int64            `json:"clock_offset_ms"`
+
+		synthetic bool // the id was made from the URL
 	}
 	// ClusterSum is the sum over all records of this node. Nodes with one moment and one root hold the same.
 	ClusterSum struct {
@@ -111,9 +119,54 @@ func (r *replication) info() *ClusterInfo {
 	}
 	for _, p := range peers {
 		st := status[p.ID]
-		info.Peers = append(info.Peers, ClusterPeer{p.ID, p.URL, st.Native, st.CaughtUp, st.LagSec, st.LagRows, st.LastSuccessMs, st.LastError, st.Quarantined, st.OffsetMs})
+		x := ClusterPeer{ID: p.ID, URL: p.URL, Native: st.Native, CaughtUp: st.CaughtUp, LagSec: st.LagSec, LagRows: st.LagRows, LastSuccessMs: st.LastSuccessMs, LastError: st.LastError,
+			Quarantined: st.Quarantined, BytesIn: st.BytesIn, BytesOut: st.BytesOut, Reconnects: st.Reconnects, PinFailures: st.PinFailures, OffsetMs: st.OffsetMs, synthetic: p.Synthetic}
+		if st.Native {
+			x.Converged = &st.CaughtUp
+		}
+		st.Rejected.Each(func(reason antientropy.Reason, n int64) {
+			if n > 0 {
+				if x.Rejected == nil {
+					x.Rejected = map[string]int64{}
+				}
+				x.Rejected[reason.String()] = n
+			}
+		})
+		info.Peers = append(info.Peers, x)
 	}
 	return info
+}
+
+// Speaks says in which way the peer is spoken with.
+func (p *ClusterPeer) Speaks() string {
+	if p.Native {
+		return "native"
+	}
+	return "v1"
+}
+
+// State says in words how it goes.
+func (p *ClusterPeer) State() string {
+	switch {
+	case p.LastError != "":
+		return p.LastError
+	case p.LastSuccessMs == 0:
+		return "not heard yet"
+	case !p.CaughtUp:
+		return "catching up"
+	}
+	return "caught up"
+}
+
+// Equal says whether both nodes hold the same, by their roots; v1 has none.
+func (p *ClusterPeer) Equal() string {
+	switch {
+	case p.Converged == nil:
+		return "-"
+	case *p.Converged:
+		return "yes"
+	}
+	return "no"
 }
 
 var errNoCluster = &AdminError{KindAway, "this needs a running node"}
@@ -210,6 +263,14 @@ func (r *replication) clusterMetrics(b *bytes.Buffer) {
 	each("dmpd_sync_backoff_seconds", func(p *antientropy.PeerStatus) float64 { return p.BackoffSec })
 	family("dmpd_sync_quarantined", "gauge", "Rows of the peer that were refused and are remembered.")
 	each("dmpd_sync_quarantined", func(p *antientropy.PeerStatus) float64 { return float64(p.Quarantined) })
+	family("dmpd_sync_rejected_total", "counter", "Rows of the peer that were not taken, by reason.")
+	for i := range status {
+		status[i].Rejected.Each(func(reason antientropy.Reason, n int64) {
+			fmt.Fprintf(b, "dmpd_sync_rejected_total{peer=%q,reason=%q} %s\n", status[i].ID, reason.String(), stats.Float(float64(n)))
+		})
+	}
+	family("dmpd_sync_pin_failures_total", "counter", "Connections given up since the peer's key is not a pinned one.")
+	each("dmpd_sync_pin_failures_total", func(p *antientropy.PeerStatus) float64 { return float64(p.PinFailures) })
 	family("dmpd_sync_requests_total", "counter", "Requests to the peer.")
 	each("dmpd_sync_requests_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Requests) })
 	family("dmpd_sync_errors_total", "counter", "Those that failed.")
@@ -226,6 +287,69 @@ func (r *replication) clusterMetrics(b *bytes.Buffer) {
 	each("dmpd_sync_refreshed_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Refreshed) })
 	family("dmpd_sync_tombstoned_total", "counter", "Old copies of what was deleted here.")
 	each("dmpd_sync_tombstoned_total", func(p *antientropy.PeerStatus) float64 { return float64(p.Tombstoned) })
+}
+
+// nativeMetrics writes what native replication counts with all peers together, while it runs.
+func (r *replication) nativeMetrics(b *bytes.Buffer) {
+	n := r.native.Load()
+	if n == nil {
+		return
+	}
+	s := n.Status()
+	family := func(name, kind, help string) {
+		fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+	}
+	single := func(name string, v int64) { fmt.Fprintf(b, "%s %s\n", name, stats.Float(float64(v))) }
+	both := func(name string, in, out int64) {
+		single(name+`{direction="received"}`, in)
+		single(name+`{direction="sent"}`, out)
+	}
+	family("dmpd_sync_native_bytes_total", "counter", "Bytes of native replication, both sides of it.")
+	both("dmpd_sync_native_bytes_total", s.BytesIn, s.BytesOut)
+	family("dmpd_sync_native_frames_total", "counter", "Frames of native replication.")
+	both("dmpd_sync_native_frames_total", s.FramesIn, s.FramesOut)
+	family("dmpd_sync_native_rows_total", "counter", "Rows in those frames.")
+	both("dmpd_sync_native_rows_total", s.RowsIn, s.RowsOut)
+	family("dmpd_sync_native_fetched_total", "counter", "Rows that a comparison found and fetched.")
+	single("dmpd_sync_native_fetched_total", s.Fetched)
+	family("dmpd_sync_native_comparisons_total", "counter", "Comparisons with a peer since roots differed.")
+	single("dmpd_sync_native_comparisons_total", s.Compared)
+	family("dmpd_sync_native_snapshots_total", "counter", "Snapshots of peers that were taken.")
+	single("dmpd_sync_native_snapshots_total", s.Cold)
+	family("dmpd_sync_native_forbidden_total", "counter", "Requests to native replication without the cluster's token.")
+	single("dmpd_sync_native_forbidden_total", s.Forbidden)
+	family("dmpd_sync_native_elements", "gauge", "Records, and deletes that are remembered, in the sum that peers compare.")
+	single("dmpd_sync_native_elements", s.Elements)
+}
+
+// peerLine is a peer on the status page. Anybody may read that: a manifest's ids are public anyhow, one made from a private URL is not shown.
+type peerLine struct{ Name, Speaks, State, Lag, Rows, Converged, Refused, In, Out, Reconnects string }
+
+func (r *replication) peerLines() (lines []peerLine) {
+	for i, p := range r.info().Peers {
+		l := peerLine{p.ID, p.Speaks(), p.State(), fmt.Sprintf("%.1f s", p.LagSec), grouped(uint64(p.LagRows)), p.Equal(), grouped(uint64(p.Quarantined)), size(p.BytesIn), size(p.BytesOut), grouped(uint64(p.Reconnects))}
+		if p.synthetic {
+			l.Name = fmt.Sprintf("peer %d", i+1)
+		}
+		if p.LastError != "" {
+			l.State = "fails" // what it says may hold addresses
+		}
+		lines = append(lines, l)
+	}
+	return lines
+}
+
+// size writes bytes for people.
+func size(n int64) string {
+	switch {
+	case n >= 1e9:
+		return fmt.Sprintf("%.1f GB", float64(n)/1e9)
+	case n >= 1e6:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	case n >= 1e3:
+		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
+	}
+	return fmt.Sprintf("%d B", n)
 }
 
 // summary is replication in a few words, for the status page.

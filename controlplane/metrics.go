@@ -193,6 +193,7 @@ func (s *Server) ownMetrics(b *bytes.Buffer) {
 	gauge("dmpd_controlplane_heap_bytes", "Bytes of objects on its Go heap.", float64(run.HeapBytes))
 	s.heartbeatMetrics(b, family, gauge)
 	s.replication.clusterMetrics(b)
+	s.replication.nativeMetrics(b)
 	family("dmpd_build_info", "gauge", "The build, always 1.")
 	fmt.Fprintf(b, "dmpd_build_info{version=%q} 1.0\n", config.Version)
 }

@@ -247,6 +247,7 @@ func (s *Server) status(w http.ResponseWriter) {
 			Healthy            bool
 			Graphs             []graph
 			Outcomes, Figures  []figure
+			Peers              []peerLine
 			At                 string
 		}{Zone: s.zone, Version: config.Version, Why: s.unhealthy(), At: clock.Now().UTC().Format("2006-01-02 15:04:05 UTC")}
 		data.Healthy = data.Why == ""
@@ -269,6 +270,7 @@ func (s *Server) status(w http.ResponseWriter) {
 			}
 		}
 		data.Figures = append(data.Figures, figure{"HTTP process up for", age(int64(time.Since(s.started).Seconds()))}, figure{"replication", s.replication.summary()})
+		data.Peers = s.replication.peerLines()
 		return data
 	})
 	s.sendPage(w, body, err, "no-store")

@@ -301,15 +301,20 @@ func (r *replication) status() []antientropy.PeerStatus {
 	}
 	native := map[string]antientropy.NativePeerStatus{}
 	for _, p := range n.Status().Peers {
-		if p.Native {
-			native[p.ID] = p
-		}
+		native[p.ID] = p
 	}
 	nowMs := clock.NowMs()
 	for i := range all {
 		s := &all[i]
 		p, ok := native[s.ID]
 		if !ok {
+			continue
+		}
+		// What was counted stays counted, whichever way is spoken now.
+		s.Requests, s.Errors, s.PinFailures, s.Reconnects = s.Requests+p.Requests, s.Errors+p.Errors, s.PinFailures+p.PinFailures, s.Reconnects+p.Reconnects
+		s.BytesIn, s.BytesOut, s.Stored = s.BytesIn+p.BytesIn, s.BytesOut+p.BytesOut, s.Stored+p.RowsIn
+		s.Rejected.Add(&p.Rejected)
+		if !p.Native {
 			continue
 		}
 		s.Native, s.CaughtUp, s.LagRows, s.LastSuccessMs, s.LagSec = true, p.Converged, p.LagRows, p.LastMarkMs, 0
@@ -321,7 +326,7 @@ func (r *replication) status() []antientropy.PeerStatus {
 		if !p.Converged && p.LastMarkMs > 0 {
 			s.LagSec = max(0, float64(nowMs-p.LastMarkMs)/1000)
 		}
-		s.BytesIn, s.Reconnects, s.Stored, s.Quarantined = s.BytesIn+p.BytesIn, s.Reconnects+p.Reconnects, s.Stored+p.RowsIn, p.Refused
+		s.Quarantined = p.Refused
 	}
 	return all
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/dnsmesh/dmpd/controlplane"
 	"github.com/dnsmesh/dmpd/controlplane/antientropy"
@@ -359,20 +358,15 @@ func clusterStatus(i *invocation) error {
 		if m := info.Manifest; m != nil {
 			fmt.Fprintf(w, "manifest\tnumber %d, %d nodes, until %s, by %s\n", m.Seq, len(m.Nodes), when(int64(m.Exp)), m.From)
 		}
-		if len(info.Peers) > 0 {
-			fmt.Fprintln(w, "\npeer\turl\tstate\tlag\trows behind\tlast heard\tquarantined\tclock")
+		if info.Sum != nil {
+			fmt.Fprintf(w, "records\t%d in the sum, root %s of %s\n", info.Sum.Elements, info.Sum.Root, when(info.Sum.MomentMs/1000))
 		}
-		for _, x := range info.Peers {
-			state := "caught up"
-			switch {
-			case x.LastError != "":
-				state = x.LastError
-			case x.LastSuccessMs == 0:
-				state = "not heard yet"
-			case !x.CaughtUp:
-				state = "catching up"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%.1f s\t%d\t%s\t%d\t%+d ms\n", x.ID, x.URL, state, x.LagSec, x.LagRows, when(x.LastSuccessMs/int64(time.Second/time.Millisecond)), x.Quarantined, x.OffsetMs)
+		if len(info.Peers) > 0 {
+			fmt.Fprintln(w, "\npeer\turl\tspeaks\tstate\tlag\trows behind\tequal\tlast heard\tquarantined\treceived\tsent\treconnects\tclock")
+		}
+		for i := range info.Peers {
+			x := &info.Peers[i]
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.1f s\t%d\t%s\t%s\t%d\t%d\t%d\t%d\t%+d ms\n", x.ID, x.URL, x.Speaks(), x.State(), x.LagSec, x.LagRows, x.Equal(), when(x.LastSuccessMs/1000), x.Quarantined, x.BytesIn, x.BytesOut, x.Reconnects, x.OffsetMs)
 		}
 	})
 }

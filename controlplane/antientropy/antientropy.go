@@ -215,9 +215,10 @@ type PeerStatus struct {
 	BytesOut      int64
 	Requests      int64
 	Errors        int64
+	PinFailures   int64 // connections given up since the peer's key is not a pinned one
 	Reconnects    int64
 	Stored        int64
-	Rejected      int64 // entries and records that were not taken, quarantined or dropped
+	Rejected      Rejects // entries and records that were not taken, quarantined or dropped
 	Refreshed     int64
 	Tombstoned    int64
 	Quarantined   int64 // at present

@@ -109,7 +109,7 @@ func newTransport(base string, pins []string, priorKnowledge bool, connected fun
 					return nil
 				}
 			}
-			return fmt.Errorf("its key %s is not the pinned one", base64.StdEncoding.EncodeToString(got[:]))
+			return fmt.Errorf("its key %s %w", base64.StdEncoding.EncodeToString(got[:]), errPin)
 		}
 	}
 	return t

@@ -165,7 +165,7 @@ type Native struct {
 }
 
 type nativeCounts struct {
-	refusedAuth, bytesIn, bytesOut, rowsIn, rowsOut, refused, fetched, comparisons, snapshots atomic.Int64
+	refusedAuth, bytesIn, bytesOut, framesIn, framesOut, rowsIn, rowsOut, fetched, comparisons, snapshots atomic.Int64
 }
 
 // NewNative checks the options. Run does the work; Handler serves peers.
@@ -250,7 +250,7 @@ func (n *Native) swap(ctx context.Context, all *sync.WaitGroup, list []Peer) {
 			was.cancel()
 		}
 		peerCtx, cancel := context.WithCancel(ctx)
-		np := &nativePeer{n: n, peer: p, transport: n.o.Transport(p), cancel: cancel, kick: make(chan struct{}, 1), refused: map[record.ID]int64{}}
+		np := &nativePeer{n: n, peer: p, transport: n.o.Transport(p), cancel: cancel, kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), refused: map[record.ID]int64{}}
 		n.peers[p.ID] = np
 		all.Go(func() { defer cancel(); np.run(peerCtx) })
 	}
@@ -433,28 +433,33 @@ type NativePeerStatus struct {
 	LSN         uint64 // of its log, taken
 	LastMarkMs  int64
 	LastError   string
-	Reconnects  int64
+	Requests    int64
+	Errors      int64 // sessions that ended, or did not begin
+	PinFailures int64 // of those, the ones since the peer's key is not a pinned one
+	Reconnects  int64 // feeds that were opened again
 	RowsIn      int64
 	BytesIn     int64
-	Refused     int64 // rows that this node does not take from it, at present
-	Differences int64 // comparisons that found some
+	BytesOut    int64   // in requests to it and in answers to its own
+	Refused     int64   // rows that this node does not take from it, at present
+	Rejected    Rejects // those that it did not take, counted each time
+	Differences int64   // comparisons that found some
 }
 
 // NativeStatus is a reading of all of it.
 type NativeStatus struct {
-	Ready                                                                  bool // the tree is made
-	Elements                                                               int64
-	Root                                                                   string // hexadecimal
-	CutMs                                                                  int64
-	Forbidden, BytesOut, RowsIn, RowsOut, Refused, Fetched, Compared, Cold int64
-	Peers                                                                  []NativePeerStatus
+	Ready                                                                                       bool // the tree is made
+	Elements                                                                                    int64
+	Root                                                                                        string // hexadecimal
+	CutMs                                                                                       int64
+	Forbidden, BytesIn, BytesOut, FramesIn, FramesOut, RowsIn, RowsOut, Fetched, Compared, Cold int64
+	Peers                                                                                       []NativePeerStatus
 }
 
 // Status reads it.
 func (n *Native) Status() (s NativeStatus) {
 	c := &n.counts
-	s.Forbidden, s.BytesOut, s.RowsIn, s.RowsOut = c.refusedAuth.Load(), c.bytesOut.Load(), c.rowsIn.Load(), c.rowsOut.Load()
-	s.Refused, s.Fetched, s.Compared, s.Cold = c.refused.Load(), c.fetched.Load(), c.comparisons.Load(), c.snapshots.Load()
+	s.Forbidden, s.BytesIn, s.BytesOut, s.RowsIn, s.RowsOut = c.refusedAuth.Load(), c.bytesIn.Load(), c.bytesOut.Load(), c.rowsIn.Load(), c.rowsOut.Load()
+	s.FramesIn, s.FramesOut, s.Fetched, s.Compared, s.Cold = c.framesIn.Load(), c.framesOut.Load(), c.fetched.Load(), c.comparisons.Load(), c.snapshots.Load()
 	n.mu.Lock()
 	if n.tree != nil {
 		root := n.tree.root()
@@ -469,6 +474,21 @@ func (n *Native) Status() (s NativeStatus) {
 		s.Peers = append(s.Peers, p.status())
 	}
 	return s
+}
+
+// poke ends the wait of who waits for a node that has just spoken to us: what kept them apart is over. Of a peer that never said which node
+// it is, it may be that one.
+func (n *Native) poke(node string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.peers {
+		if p.node == "" || p.node == node {
+			select {
+			case p.poked <- struct{}{}:
+			default:
+			}
+		}
+	}
 }
 
 // Speaks says whether a peer is known to speak this, so that the puller leaves it alone.

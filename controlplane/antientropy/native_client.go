@@ -26,10 +26,13 @@ type nativePeer struct {
 	cancel    context.CancelFunc
 	native    atomic.Bool
 	kick      chan struct{} // a comparison is wanted
+	poked     chan struct{} // it is worth trying now
+	node      string        // as it said last; n.mu
 
-	mu      sync.Mutex
-	st      NativePeerStatus
-	refused map[record.ID]int64 // until when they are not asked for again
+	mu        sync.Mutex
+	st        NativePeerStatus
+	connected bool                // its feed was open once
+	refused   map[record.ID]int64 // until when they are not asked for again
 }
 
 // Errors of a peer.
@@ -41,11 +44,23 @@ var (
 )
 
 func (p *nativePeer) status() NativePeerStatus {
+	served := p.served() // n.mu comes before p.mu
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.st
 	s.ID, s.URL, s.Native, s.Refused = p.peer.ID, p.peer.URL, p.native.Load(), int64(len(p.refused))
+	s.BytesOut += served
 	return s
+}
+
+// served is what this node answered to the peer's requests, in bytes.
+func (p *nativePeer) served() int64 {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	if c := p.n.callers[p.node]; c != nil {
+		return c.sent.Load()
+	}
+	return 0
 }
 
 func (p *nativePeer) set(f func(*NativePeerStatus)) {
@@ -59,31 +74,63 @@ func (p *nativePeer) run(ctx context.Context) {
 		defer c.CloseIdleConnections()
 	}
 	backoff := backoffMin
+	failures, warned := 0, false
 	for ctx.Err() == nil {
+		select {
+		case <-p.poked:
+		default:
+		}
 		began := time.Now()
-		err := p.once(ctx)
+		err := p.once(ctx, func() {
+			if failures = 0; warned {
+				p.n.o.Log.Info("native replication with a peer works again", "peer", p.peer.ID)
+				warned = false
+			}
+		})
 		if ctx.Err() != nil {
 			return
 		}
 		p.set(func(s *NativePeerStatus) {
 			s.Connected, s.Converged = false, false
 			s.LastError = fmt.Sprint(err)
-			s.Reconnects++
+			if !errors.Is(err, errNotNative) {
+				s.Errors++
+			}
+			if errors.Is(err, errPin) {
+				s.PinFailures++
+			}
 		})
 		switch {
 		case errors.Is(err, errNotNative):
 			if p.native.Swap(false) {
 				p.n.o.Log.Warn("a peer speaks v1 from now on", "peer", p.peer.ID, "err", err)
 			}
-			sleep(ctx, jitter(reprobe))
+			p.wait(ctx, jitter(reprobe))
 			backoff = backoffMin
 			continue
 		case errors.Is(err, errResync), time.Since(began) > backoffMax:
 			backoff = backoffMin
 		}
-		p.n.o.Log.Debug("native replication is interrupted", "peer", p.peer.ID, "err", err)
-		sleep(ctx, time.Duration(rand.Int64N(int64(backoff)))) // full jitter: nodes that lost one another together do not come back together
+		// A peer that starts anew ends a session, and is back a moment later: that is no news. One whose key is another one is.
+		if failures++; p.native.Load() && !warned && (failures > 1 || errors.Is(err, errPin)) {
+			warned = true
+			p.n.o.Log.Warn("native replication with a peer fails", "peer", p.peer.ID, "url", p.peer.URL, "err", err)
+		} else {
+			p.n.o.Log.Debug("native replication is interrupted", "peer", p.peer.ID, "err", err)
+		}
+		p.wait(ctx, time.Duration(rand.Int64N(int64(backoff)))) // full jitter: nodes that lost one another together do not come back together
 		backoff = min(2*backoff, backoffMax)
+	}
+}
+
+// wait waits, or less if the peer speaks to us meanwhile.
+func (p *nativePeer) wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-p.poked:
+	case <-t.C:
 	}
 }
 
@@ -92,8 +139,8 @@ func jitter(d time.Duration) time.Duration {
 	return d*4/5 + time.Duration(rand.Int64N(int64(d)*2/5))
 }
 
-// once is a session: from hello until something breaks.
-func (p *nativePeer) once(ctx context.Context) error {
+// once is a session: from hello until something breaks. It calls opened when the feed is.
+func (p *nativePeer) once(ctx context.Context, opened func()) error {
 	n := p.n
 	h, err := p.hello(ctx)
 	if err != nil {
@@ -113,6 +160,7 @@ func (p *nativePeer) once(ctx context.Context) error {
 		return fmt.Errorf("%w: its clock is %d ms ahead of ours", errPeer, h.ClockMs-n.o.NowMs())
 	}
 	n.mu.Lock()
+	p.node = h.Node
 	ready, own, count := n.tree != nil, hex.EncodeToString(n.epoch[:]), uint64(0)
 	if ready {
 		count = n.tree.root().n
@@ -140,7 +188,7 @@ func (p *nativePeer) once(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- p.feed(ctx, epoch, own, from) }()
+	go func() { ended <- p.feed(ctx, epoch, own, from, opened) }()
 	err = p.compareLoop(ctx, ended)
 	cancel()
 	if err != nil {
@@ -184,6 +232,7 @@ func (p *nativePeer) request(ctx context.Context, method, path string, body io.R
 	}
 	r.Header.Set("Authorization", "Bearer "+nodeToken(p.n.o.Token, p.n.o.NodeID))
 	r.Header.Set(nodeHeader, p.n.o.NodeID)
+	p.set(func(s *NativePeerStatus) { s.Requests++ })
 	return p.transport.RoundTrip(r)
 }
 
@@ -222,7 +271,7 @@ func (p *nativePeer) hello(ctx context.Context) (h helloAnswer, err error) {
 func watch(cancel context.CancelFunc) *time.Timer { return time.AfterFunc(silence, cancel) }
 
 // feed takes what the peer pushes.
-func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from uint64) error {
+func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from uint64, connected func()) error {
 	n := p.n
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -251,7 +300,13 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 	case r.StatusCode != http.StatusOK:
 		return statusError(r)
 	}
-	p.set(func(s *NativePeerStatus) { s.Connected, s.LastError = true, "" })
+	p.set(func(s *NativePeerStatus) {
+		if s.Connected, s.LastError = true, ""; p.connected {
+			s.Reconnects++
+		}
+		p.connected = true
+	})
+	connected()
 	in := &frameReader{r: r.Body, dec: n.dec}
 	cursor := NativeCursor{URL: p.peer.URL, Epoch: hex.EncodeToString(epoch[:]), Own: own}
 	differs, first := 0, true // the first mark says what happened while we were away
@@ -261,8 +316,7 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 			return err
 		}
 		watch.Stop()
-		n.counts.bytesIn.Add(in.n - was)
-		p.set(func(s *NativePeerStatus) { s.BytesIn += in.n - was })
+		p.received(in.n - was)
 		switch kind {
 		case frameRows:
 			lsn, rows, err := readRows(body)
@@ -283,6 +337,7 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 			if _, err := send.Write(answer); err != nil {
 				return err
 			}
+			p.sent(len(answer), len(nacks)+1)
 			cursor.LSN = max(cursor.LSN, lsn)
 		case frameMark:
 			m, ok := readMark(body)
@@ -340,8 +395,8 @@ func (p *nativePeer) take(ctx context.Context, rows []record.Row, feed bool) (re
 	for i := range rows {
 		r := rows[i]
 		id := r.ID()
-		if why := n.check(&r, nowMs); why != "" {
-			p.refuse(id, nowMs, why)
+		if reason, why := n.check(&r, nowMs); why != "" {
+			p.refuse(id, nowMs, reason, why)
 			refused = append(refused, id)
 			continue
 		}
@@ -385,48 +440,48 @@ func (n *Native) has(id record.ID) bool {
 // lifeSlackMs is how much longer than the longest life a record may live by its stamps: clocks differ.
 const lifeSlackMs = record.HLCAheadMs
 
-// check judges a row; "" takes it. It sets the row's flags to what was checked here.
-func (n *Native) check(r *record.Row, nowMs int64) string {
+// check judges a row; no text takes it. It sets the row's flags to what was checked here.
+func (n *Native) check(r *record.Row, nowMs int64) (Reason, string) {
 	flags := r.Flags & record.FlagCapExempt
 	r.Flags = 0
 	switch {
 	case r.Add > record.HLCAt(nowMs+record.HLCAheadMs) || r.Del > record.HLCAt(nowMs+record.HLCAheadMs):
-		return "a stamp far ahead of our clock"
+		return ReasonTime, "a stamp far ahead of our clock"
 	case r.RDATA == nil:
 		if r.Add > r.Del && r.ExpMs > r.Add.Ms()+n.o.MaxTTLSec*1000+lifeSlackMs && !n.manifest(r.ID()) {
-			return "a life that is too long"
+			return ReasonTime, "a life that is too long"
 		}
 		r.Flags = flags
-		return ""
+		return 0, ""
 	}
 	value := record.AppendValue(make([]byte, 0, len(r.RDATA)), r.RDATA)
 	class := record.ClassOf(value)
 	if r.ExpMs > r.Add.Ms()+n.o.MaxTTLSec*1000+lifeSlackMs && (class != record.ClassCluster || n.o.Operator == nil) {
-		return "a life that is too long"
+		return ReasonTime, "a life that is too long"
 	}
 	if n.o.ValueMax > 0 && len(value) > n.o.ValueMax {
-		return "a value that is too long"
+		return ReasonSize, "a value that is too long"
 	}
 	if record.HashOf(r.RDATA) != r.Hash {
-		return "a hash that is not the value's"
+		return ReasonHash, "a hash that is not the value's"
 	}
 	if n.has(r.ID()) {
 		if r.Flags = flags; class != record.ClassForeign { // this very value was checked when it came
 			r.Flags |= record.FlagVerified
 		}
-		return ""
+		return 0, ""
 	}
 	if r.ExpMs <= nowMs {
-		return ""
+		return 0, ""
 	}
 	if _, refusal := n.verifier.Verify(r.Name, value, nowMs/1000); refusal != record.Accepted {
-		return refusal.Error()
+		return reasonOf(refusal), refusal.Error()
 	}
 	if class != record.ClassForeign {
 		flags |= record.FlagVerified
 	}
 	r.Flags = flags
-	return ""
+	return 0, ""
 }
 
 // manifest says whether an element is a cluster manifest that is here: those alone live as long as they say (cluster.md 15, W11).
@@ -435,10 +490,10 @@ func (n *Native) manifest(id record.ID) bool {
 	return err == nil && ok && n.o.Operator != nil && record.ClassOf(record.AppendValue(nil, r.RDATA)) == record.ClassCluster
 }
 
-func (p *nativePeer) refuse(id record.ID, nowMs int64, why string) {
-	p.n.counts.refused.Add(1)
+func (p *nativePeer) refuse(id record.ID, nowMs int64, reason Reason, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.st.Rejected[reason]++
 	if _, ok := p.refused[id]; !ok {
 		p.n.o.Log.Debug("a row of a peer is refused", "peer", p.peer.ID, "id", hex.EncodeToString(id[:]), "why", why)
 	}
@@ -480,7 +535,7 @@ func (p *nativePeer) merge(ctx context.Context, rows []record.Row, nowMs int64) 
 				}
 			} else {
 				id := rows[0].ID()
-				p.refuse(id, nowMs, code.String())
+				p.refuse(id, nowMs, ReasonStore, code.String())
 				refused = append(refused, id)
 			}
 		}
@@ -649,17 +704,28 @@ func (p *nativePeer) ask(ctx context.Context, body []byte) ([]byte, error) {
 	if r.StatusCode != http.StatusOK {
 		return nil, statusError(r)
 	}
+	p.sent(len(body), 0)
 	b, err := io.ReadAll(io.LimitReader(r.Body, answerCap+1))
 	if err == nil && len(b) > answerCap {
 		err = fmt.Errorf("%w: an answer of more than %d bytes", errPeer, answerCap)
 	}
-	p.count(int64(len(b)))
+	p.n.counts.bytesIn.Add(int64(len(b)))
+	p.set(func(s *NativePeerStatus) { s.BytesIn += int64(len(b)) })
 	return b, err
 }
 
-func (p *nativePeer) count(bytes int64) {
+// received counts a frame.
+func (p *nativePeer) received(bytes int64) {
 	p.n.counts.bytesIn.Add(bytes)
+	p.n.counts.framesIn.Add(1)
 	p.set(func(s *NativePeerStatus) { s.BytesIn += bytes })
+}
+
+// sent counts what went out in a request.
+func (p *nativePeer) sent(bytes, frames int) {
+	p.n.counts.bytesOut.Add(int64(bytes))
+	p.n.counts.framesOut.Add(int64(frames))
+	p.set(func(s *NativePeerStatus) { s.BytesOut += int64(bytes) })
 }
 
 // fetch has elements sent. What does not come is not asked for again for a while.
@@ -684,8 +750,9 @@ func (p *nativePeer) fetch(ctx context.Context, ids []record.ID) (got int, err e
 		return err
 	})
 	if err == nil {
+		p.sent(len(body), 0)
 		for id := range open {
-			p.refuse(id, p.n.o.NowMs(), "the peer lists it and does not send it")
+			p.refuse(id, p.n.o.NowMs(), ReasonAbsent, "the peer lists it and does not send it")
 		}
 	}
 	return got, err
@@ -713,7 +780,7 @@ func (p *nativePeer) rows(ctx context.Context, method, path string, body io.Read
 			return epoch, 0, noEOF(err)
 		}
 		watch.Stop()
-		p.count(in.n - was)
+		p.received(in.n - was)
 		switch kind {
 		case frameRows:
 			_, rows, err := readRows(body)

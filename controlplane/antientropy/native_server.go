@@ -20,6 +20,7 @@ import (
 // caller is a node that asks us.
 type caller struct {
 	streams  atomic.Int32
+	sent     atomic.Int64 // bytes of answers
 	mu       sync.Mutex
 	dropFeed context.CancelFunc // of its feed
 }
@@ -121,16 +122,23 @@ func (n *Native) sayHello(w http.ResponseWriter, status int) {
 	_ = json.NewEncoder(w).Encode(n.hello())
 }
 
+// sent counts what was answered to a node.
+func (n *Native) sent(c *caller, bytes int) {
+	n.counts.bytesOut.Add(int64(bytes))
+	c.sent.Add(int64(bytes))
+}
+
 // out is a stream of frames to a peer. A write that takes too long ends it.
 type out struct {
 	n   *Native
+	c   *caller
 	w   http.ResponseWriter
 	ctl *http.ResponseController
 	buf []byte
 }
 
-func (n *Native) stream(w http.ResponseWriter) *out {
-	o := &out{n: n, w: w, ctl: http.NewResponseController(w)}
+func (n *Native) stream(w http.ResponseWriter, c *caller) *out {
+	o := &out{n: n, c: c, w: w, ctl: http.NewResponseController(w)}
 	_ = o.ctl.SetReadDeadline(time.Time{}) // a stream may last; silence and acknowledgements are watched instead
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.WriteHeader(http.StatusOK)
@@ -143,7 +151,8 @@ func (o *out) frame(kind byte, body []byte) error {
 	if _, err := o.w.Write(o.buf); err != nil {
 		return err
 	}
-	o.n.counts.bytesOut.Add(int64(len(o.buf)))
+	o.n.counts.framesOut.Add(1)
+	o.n.sent(o.c, len(o.buf))
 	return o.ctl.Flush()
 }
 
@@ -161,6 +170,7 @@ func (n *Native) serveFeed(w http.ResponseWriter, r *http.Request, c *caller) {
 	}
 	c.dropFeed = cancel
 	c.mu.Unlock()
+	n.poke(r.Header.Get(nodeHeader))
 	in := &frameReader{r: r.Body, dec: n.dec}
 	kind, body, err := in.next()
 	epoch, from, ok := readPlace(body)
@@ -180,7 +190,7 @@ func (n *Native) serveFeed(w http.ResponseWriter, r *http.Request, c *caller) {
 	defer frames.Close()
 	acks := &acks{changed: make(chan struct{}, 1)}
 	acks.lsn.Store(from)
-	o := n.stream(w)
+	o := n.stream(w, c)
 	if err := o.sendMark(from); err != nil {
 		return
 	}
@@ -323,7 +333,7 @@ func (n *Native) offered(e *record.Entry) bool {
 }
 
 // serveSummary compares nodes of the tree.
-func (n *Native) serveSummary(w http.ResponseWriter, r *http.Request, _ *caller) {
+func (n *Native) serveSummary(w http.ResponseWriter, r *http.Request, c *caller) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, 8+asksMax*askLen+1))
 	cut, asks, ok := readAsks(body)
 	if err != nil || !ok {
@@ -334,7 +344,7 @@ func (n *Native) serveSummary(w http.ResponseWriter, r *http.Request, _ *caller)
 	answer := n.summary(cut, asks)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(unaryTimeout))
 	_, _ = w.Write(answer)
-	n.counts.bytesOut.Add(int64(len(answer)))
+	n.sent(c, len(answer))
 }
 
 func (n *Native) summary(cut int64, asks []ask) []byte {
@@ -380,13 +390,13 @@ func (n *Native) summary(cut int64, asks []ask) []byte {
 const leafMax = 200_000
 
 // serveFetch sends rows by their ids.
-func (n *Native) serveFetch(w http.ResponseWriter, r *http.Request, _ *caller) {
+func (n *Native) serveFetch(w http.ResponseWriter, r *http.Request, c *caller) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, 16*idsMax+1))
 	if err != nil || len(body)%16 != 0 || len(body) > 16*idsMax {
 		refuse(w, http.StatusBadRequest, "not a list of element ids")
 		return
 	}
-	o := n.stream(w)
+	o := n.stream(w, c)
 	batch := make([]byte, 8, batchBytes)
 	for ; len(body) > 0; body = body[16:] {
 		row, ok, err := n.o.Records.Row(record.ID(body))
@@ -421,7 +431,7 @@ func (o *out) end(batch []byte, epoch [16]byte, lsn uint64) {
 }
 
 // serveSnapshot sends the rows of the last snapshot.
-func (n *Native) serveSnapshot(w http.ResponseWriter, _ *http.Request, _ *caller) {
+func (n *Native) serveSnapshot(w http.ResponseWriter, _ *http.Request, c *caller) {
 	defer n.snapshots.Add(-1)
 	if n.snapshots.Add(1) > snapshotsMax {
 		refuse(w, http.StatusServiceUnavailable, "other nodes are taking the snapshot")
@@ -436,7 +446,7 @@ func (n *Native) serveSnapshot(w http.ResponseWriter, _ *http.Request, _ *caller
 			return true
 		}
 		if o == nil {
-			o = n.stream(w)
+			o = n.stream(w, c)
 		}
 		batch, failed = o.rows(batch, r)
 		return failed == nil
@@ -447,6 +457,6 @@ func (n *Native) serveSnapshot(w http.ResponseWriter, _ *http.Request, _ *caller
 	case o == nil && (err != nil || !ok):
 		refuse(w, http.StatusServiceUnavailable, "there is no snapshot yet")
 	case o == nil:
-		n.stream(w).end(nil, epoch, lsn)
+		n.stream(w, c).end(nil, epoch, lsn)
 	}
 }

@@ -173,7 +173,7 @@ func TestCheck(t *testing.T) {
 		{"an unknown type", row("v=dmp1;t=heartbeat;d=AAAA", nil), record.BadType.Error()},
 		{"a text where DMP's are", row("1", func(r *record.Row) { r.Name = []byte("\x07cluster\x04test\x00") }), record.BadOwner.Error()},
 	} {
-		if got := node.native.check(c.row, now); got != c.want {
+		if _, got := node.native.check(c.row, now); got != c.want {
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
 		}
 		if c.want == "" && c.row.Flags != record.FlagCapExempt {
@@ -194,7 +194,7 @@ type hostile struct {
 func (h *hostile) handler(victim *simNode) http.Handler {
 	mux := http.NewServeMux()
 	stream := func(w http.ResponseWriter) *out {
-		o := victim.native.stream(w)
+		o := victim.native.stream(w, &caller{})
 		return o
 	}
 	mux.HandleFunc("/v2/sync/hello", func(w http.ResponseWriter, r *http.Request) {
@@ -403,7 +403,7 @@ func TestHostile(t *testing.T) {
 						t.Errorf("not one with the honest peer: %+v", p)
 					}
 				}
-				if evil.Converged || evil.Refused == 0 && evil.Reconnects == 0 {
+				if evil.Converged || evil.Rejected.Total() == 0 && evil.Errors == 0 {
 					t.Errorf("nothing was noticed: %+v", evil)
 				}
 				victim.stop()

@@ -265,6 +265,9 @@ func (one *puller) run(ctx context.Context) {
 				log.Warn("replication from a peer fails", "peer", one.peer.ID, "url", one.peer.URL, "err", err)
 			}
 			one.s.LastError, one.s.Errors = err.Error(), one.s.Errors+1
+			if errors.Is(err, errPin) {
+				one.s.PinFailures++
+			}
 			one.s.BackoffSec, one.s.CaughtUp = backoff.Seconds(), false
 			one.mu.Unlock()
 			wait = rand.N(backoff) + time.Millisecond // full jitter
@@ -368,7 +371,7 @@ func (one *puller) page(ctx context.Context, settings *Settings, after Cursor) (
 		return after, false, false, err
 	}
 	one.mu.Lock()
-	one.s.Rejected += int64(page.invalid)
+	one.s.Rejected[ReasonFormat] += int64(page.invalid)
 	one.mu.Unlock()
 	if len(page.entries) == 0 {
 		if page.more {
@@ -439,7 +442,7 @@ func (one *puller) compare(e entry, nowMs int64) (*want, error) {
 	if w.name, err = wire.AppendName(nil, strings.ToLower(e.cursor.Name)); err != nil {
 		w.pair = pair{"\x00" + e.cursor.Name, e.cursor.Hash} // of the digest's characters, and no name: nobody can ask for it
 		w.done = true
-		one.refuse(w, "not a name", nowMs+refusalLife.Milliseconds())
+		one.refuse(w, ReasonFormat, "not a name", nowMs+refusalLife.Milliseconds())
 		return w, nil
 	}
 	w.pair = pair{string(w.name), e.cursor.Hash}
@@ -478,10 +481,10 @@ func (one *puller) count(f func(s *PeerStatus)) {
 	one.mu.Unlock()
 }
 
-func (one *puller) refuse(w *want, reason string, untilMs int64) {
-	one.quarantine.put(w.pair, reason, untilMs)
-	one.count(func(s *PeerStatus) { s.Rejected++ })
-	one.p.o.Log.Debug("a peer's record is refused", "peer", one.peer.ID, "name", w.cursor.Name, "reason", reason)
+func (one *puller) refuse(w *want, reason Reason, why string, untilMs int64) {
+	one.quarantine.put(w.pair, why, untilMs)
+	one.count(func(s *PeerStatus) { s.Rejected[reason]++ })
+	one.p.o.Log.Debug("a peer's record is refused", "peer", one.peer.ID, "name", w.cursor.Name, "reason", why)
 }
 
 // absent counts that a value did not come. From the third time on that is a decision.
@@ -493,7 +496,7 @@ func (one *puller) absent(w *want, nowMs int64) bool {
 	if one.missing[w.pair] < deliveriesMax {
 		return false
 	}
-	one.refuse(w, "absent", nowMs+min(w.ttlSec*1000, refusalLife.Milliseconds()))
+	one.refuse(w, ReasonAbsent, "absent", nowMs+min(w.ttlSec*1000, refusalLife.Milliseconds()))
 	return true
 }
 
@@ -577,7 +580,7 @@ func (one *puller) slice(ctx context.Context, settings *Settings, names []string
 			return
 		}
 		if !asked[name] {
-			one.count(func(s *PeerStatus) { s.Rejected++ })
+			one.count(func(s *PeerStatus) { s.Rejected[ReasonUnsolicited]++ })
 			return
 		}
 		hash := sha256.Sum256([]byte(value))
@@ -610,7 +613,7 @@ func (one *puller) slice(ctx context.Context, settings *Settings, names []string
 func (one *puller) judge(v *record.Verifier, settings *Settings, w *want, value string, ttlSec, nowMs, rttMs int64) (o Offer, ok bool) {
 	if settings.MaxValueLen > 0 && len(value) > settings.MaxValueLen {
 		w.done = true
-		one.refuse(w, "too long", nowMs+refusalLife.Milliseconds())
+		one.refuse(w, ReasonSize, "too long", nowMs+refusalLife.Milliseconds())
 		return o, false
 	}
 	one.p.verify <- struct{}{}
@@ -622,7 +625,7 @@ func (one *puller) judge(v *record.Verifier, settings *Settings, w *want, value 
 		if r == record.NotYet || r == record.LivesTooLong {
 			life = refusalRetry
 		}
-		one.refuse(w, r.Error(), nowMs+min(life.Milliseconds(), max(ttlSec, 1)*1000))
+		one.refuse(w, reasonOf(r), r.Error(), nowMs+min(life.Milliseconds(), max(ttlSec, 1)*1000))
 		return o, false
 	}
 	o = Offer{Name: w.name, Value: []byte(value), AddMs: one.addMs(w.cursor.TsMs, nowMs), ExpMs: nowMs + max(1000, ttlSec*1000-rttMs/2),
@@ -647,7 +650,7 @@ func (one *puller) decided(w *want, r Result) {
 	case Tombstoned:
 		one.count(func(s *PeerStatus) { s.Tombstoned++ })
 	case Refused:
-		one.refuse(w, r.Reason, one.p.o.NowMs()+refusalRetry.Milliseconds())
+		one.refuse(w, ReasonStore, r.Reason, one.p.o.NowMs()+refusalRetry.Milliseconds())
 	}
 }
 

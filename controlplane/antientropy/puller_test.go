@@ -819,7 +819,7 @@ func TestHostilePeer(t *testing.T) {
 					t.Errorf("here is %q, want %q", got, x.want)
 				}
 				s := p.one(t, "bad.test")
-				if (s.LastError != "") != x.failed || s.Rejected == 0 && x.rejected {
+				if (s.LastError != "") != x.failed || s.Rejected.Total() == 0 && x.rejected {
 					t.Errorf("%+v", s)
 				}
 			})
