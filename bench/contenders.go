@@ -372,17 +372,38 @@ setgid=
 const referencePython = ".cache/venv/bin/python"
 
 // startReference starts the reference node. Its records are put into the database that it makes at its first start, which it has no faster way to take.
-func startReference(s *Server, f *field, dir string, workers int) error {
+func startReference(s *Server, f *field, dir string, _ int) error {
+	if err := writeReference(s, f, dir); err != nil {
+		return err
+	}
+	return runReference(s, f, dir)
+}
+
+// referenceEnv is its settings; its HTTP port is the one below its DNS port.
+func referenceEnv(s *Server, f *field, dir string) []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "DMP_DB_PATH=" + filepath.Join(dir, "dmp.db"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name, "DMP_DNS_HOST=127.0.0.1",
+		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", s.Addr.Port()-1), "DMP_OPERATOR_TOKEN=bench", "DMP_AUTH_MODE=multi-tenant",
+		"DMP_DNS_APEX_A=127.0.0.1", "DMP_DNS_APEX_NS=" + f.zone.Name, "DMP_DNS_RATE=0", "DMP_DNS_BURST=0", "DMP_HTTP_RATE=0", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=ERROR"}
+}
+
+// runReference starts it on a folder that it or writeReference has made.
+func runReference(s *Server, f *field, dir string, more ...string) error {
+	python, err := filepath.Abs(referencePython)
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, append(referenceEnv(s, f, dir), more...), python, "-m", "dmp.server")
+}
+
+// writeReference makes its folder, with the zone and the key.
+func writeReference(s *Server, f *field, dir string) error {
 	python, err := filepath.Abs(referencePython)
 	if err != nil {
 		return err
 	}
 	db := filepath.Join(dir, "dmp.db")
-	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "DMP_DB_PATH=" + db, "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name, "DMP_DNS_HOST=127.0.0.1",
-		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", s.Addr.Port()-1), "DMP_OPERATOR_TOKEN=bench", "DMP_AUTH_MODE=multi-tenant",
-		"DMP_DNS_APEX_A=127.0.0.1", "DMP_DNS_APEX_NS=" + f.zone.Name, "DMP_DNS_RATE=0", "DMP_DNS_BURST=0", "DMP_HTTP_RATE=0", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=ERROR"}
 	first := exec.Command(python, "-m", "dmp.server")
-	first.Env, first.Dir = env, dir
+	first.Env, first.Dir = referenceEnv(s, f, dir), dir
 	if err := first.Start(); err != nil {
 		return err
 	}
@@ -418,7 +439,7 @@ func startReference(s *Server, f *field, dir string, workers int) error {
 			return fmt.Errorf("bench: %s: %w: %s", command[1], err, out)
 		}
 	}
-	return s.spawn(f.cores, dir, env, python, "-m", "dmp.server")
+	return nil
 }
 
 func startBIND(s *Server, f *field, dir string, workers int) error {

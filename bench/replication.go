@@ -16,23 +16,61 @@ import (
 )
 
 const (
-	replicaWrites  = 1000 // a second, while single records are timed
-	replicaSamples = 300
-	outageRecords  = 100_000
-	replicaLimit   = 10 * time.Minute // for any of the three parts
-	sampleStep     = 997              // every so manieth record is asked for while all are waited for; then each of them
+	replicaLimit = 10 * time.Minute // for any of the three parts
+	sampleStep   = 997              // every so manieth record is asked for while all are waited for; then each of them
 )
 
-// replica is a node of the cluster, both processes.
+// cluster says what three nodes of a kind are made to do.
+type cluster struct {
+	name    string
+	names   int // at the first node, while the others begin empty; 0: as the suite says
+	writes  int // a second, while single records are timed
+	samples int // of those
+	outage  int // records written while a node is away
+	// pause is the longest of the random waits before each single record, so that none begins in step with the nodes' ticks.
+	pause time.Duration
+	// prepare makes the folder of a node with so many names, run starts it on that.
+	prepare func(r *replica, f *field, names int) error
+	run     func(r *replica, f *field) error
+}
+
+var nativeCluster = cluster{name: "dmpd", writes: 1000, samples: 300, outage: 100_000,
+	prepare: func(r *replica, f *field, names int) error {
+		z := f.zone
+		z.Names = names
+		return writeNode(z, filepath.Join(r.dir, "state"))
+	},
+	run: func(r *replica, f *field) error {
+		return r.s.spawn(f.cores, r.dir, []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + filepath.Join(r.dir, "state"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name,
+			"DMP_DNS_HOST=127.0.0.1", fmt.Sprintf("DMP_DNS_PORT=%d", r.s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", r.at.Port()),
+			"DMP_AUTH_MODE=multi-tenant", "DMP_OPERATOR_TOKEN=bench", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=WARNING", "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0",
+			"DMP_SYNC_PEER_TOKEN=bench-peers", "DMP_SYNC_PEERS=" + strings.Join(r.peers, ","), "DMP_SYNC_NATIVE=clear", "DMP_NODE_ID=n" + filepath.Base(r.dir)}, filepath.Join(f.bin, "dmpd"), "run")
+	},
+}
+
+// referenceCluster has figures that the reference node can keep up with: it takes 256 records a tick, from one peer at a time.
+var referenceCluster = cluster{name: "reference", names: 5000, writes: 50, samples: 30, outage: 1000, pause: 2 * time.Second,
+	prepare: func(r *replica, f *field, names int) error {
+		own := *f
+		own.zone.Names = names
+		return writeReference(r.s, &own, r.dir)
+	},
+	run: func(r *replica, f *field) error {
+		return runReference(r.s, f, r.dir, "DMP_SYNC_PEER_TOKEN=bench-peers", "DMP_SYNC_PEERS="+strings.Join(r.peers, ","), "DMP_SYNC_INTERVAL=1", "DMP_NODE_ID=n"+filepath.Base(r.dir))
+	},
+}
+
+// replica is a node of a cluster.
 type replica struct {
-	s   *Server
-	dir string
-	env []string
-	at  netip.AddrPort // HTTP
+	s     *Server
+	dir   string
+	at    netip.AddrPort // HTTP
+	kind  *cluster
+	peers []string // URLs
 }
 
 func (r *replica) start(f *field) error {
-	if err := r.s.spawn(f.cores, r.dir, r.env, filepath.Join(f.bin, "dmpd"), "run"); err != nil {
+	if err := r.kind.run(r, f); err != nil {
 		return err
 	}
 	client := &dns.Client{Timeout: 200 * time.Millisecond}
@@ -86,43 +124,78 @@ func (r *replica) has(z Zone, from uint64, n int) error {
 	return fmt.Errorf("bench: %s has not got all of %d records within %s: %s", r.s.Name, n, replicaLimit, r.s.tail())
 }
 
-// replications measures three nodes that replicate natively: a new node, single records while others are written, and an outage.
-func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
-	if dir, err = filepath.Abs(dir); err != nil {
-		return err
+// replicated is what three nodes did.
+type replicated struct {
+	Names         int       `json:"names"`
+	ColdS         float64   `json:"cold_s"`            // until two new nodes had all
+	RecordMs      []float64 `json:"record_at_both_ms"` // sorted
+	UpdatesPerS   float64   `json:"updates_per_s"`     // beside those
+	OutageRecords int       `json:"outage_records"`
+	OutageS       float64   `json:"outage_s"`
+}
+
+func (r *replicated) quantile(q float64) float64 {
+	return r.RecordMs[min(len(r.RecordMs)-1, int(q*float64(len(r.RecordMs))))]
+}
+
+// replications measures three nodes that replicate natively, and three reference nodes where they are installed.
+func (s *Suite) replications(sc *scenario, f *field, dir string, all []*contender) error {
+	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, sc.note)
+	fmt.Fprintf(s.Out, "| | two new nodes at once | a record at both others, p50 ms | p90 | p99 | worst | beside updates / s | missed in an outage |\n|---|---|---|---|---|---|---|---|\n")
+	for _, kind := range []cluster{nativeCluster, referenceCluster} {
+		if !slices.ContainsFunc(all, func(c *contender) bool { return c.name == kind.name }) {
+			continue
+		}
+		if kind.names == 0 || f.zone.Names < kind.names {
+			kind.names = f.zone.Names
+		}
+		if s.Quick {
+			kind.samples, kind.outage = min(kind.samples, 50), min(kind.outage, 5000)
+		}
+		r, err := s.replicate(&kind, f, filepath.Join(dir, kind.name))
+		if err != nil {
+			return fmt.Errorf("%s: %w", kind.name, err)
+		}
+		s.record(kind.name, r)
+		fmt.Fprintf(s.Out, "| %s | %d records in %.1f s | %s | %s | %s | %s | %.0f | %d records in %.1f s |\n", kind.name, r.Names, r.ColdS, plain(r.quantile(0.5)), plain(r.quantile(0.9)), plain(r.quantile(0.99)), plain(r.quantile(1)),
+			r.UpdatesPerS, r.OutageRecords, r.OutageS)
 	}
-	all := *f
-	all.zone.Plain, all.cores = true, nil // three nodes, the load and the disk share what there is
-	f = &all
+	return os.RemoveAll(dir)
+}
+
+// replicate measures new nodes, single records while others are written, and an outage.
+func (s *Suite) replicate(kind *cluster, f *field, dir string) (sum *replicated, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	own := *f
+	own.zone.Plain, own.zone.Names, own.cores = true, kind.names, nil // three nodes, the load and the disk share what there is
+	f = &own
 	if err := os.RemoveAll(dir); err != nil {
-		return err
+		return nil, err
 	}
 	nodes := make([]*replica, 3)
 	var urls []string
 	for i := range nodes {
-		r := &replica{s: &Server{Name: fmt.Sprintf("node%d", i), zone: f.zone}, dir: filepath.Join(dir, fmt.Sprint(i))}
-		if r.s.Addr, err = freePort(); err != nil {
-			return err
-		}
-		if r.at, err = freePort(); err != nil {
-			return err
+		r := &replica{s: &Server{Name: fmt.Sprintf("node%d", i), zone: f.zone}, dir: filepath.Join(dir, fmt.Sprint(i)), kind: kind}
+		if r.s.Addr, r.at, err = twoPorts(); err != nil {
+			return nil, err
 		}
 		nodes[i] = r
 		urls = append(urls, "http://"+r.at.String())
 	}
 	for i, r := range nodes {
-		z := f.zone
-		if i > 0 {
-			z.Names = 0
+		names := 0
+		if i == 0 {
+			names = kind.names
 		}
-		if err := writeNode(z, filepath.Join(r.dir, "state")); err != nil {
-			return err
+		r.peers = slices.Delete(slices.Clone(urls), i, i+1)
+		if err := os.MkdirAll(r.dir, 0o700); err != nil {
+			return nil, err
 		}
-		peers := slices.Delete(slices.Clone(urls), i, i+1)
-		r.env = []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + filepath.Join(r.dir, "state"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name,
-			"DMP_DNS_HOST=127.0.0.1", fmt.Sprintf("DMP_DNS_PORT=%d", r.s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", r.at.Port()),
-			"DMP_AUTH_MODE=multi-tenant", "DMP_OPERATOR_TOKEN=bench", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=WARNING", "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0",
-			"DMP_SYNC_PEER_TOKEN=bench-peers", "DMP_SYNC_PEERS=" + strings.Join(peers, ","), "DMP_SYNC_NATIVE=clear", fmt.Sprint("DMP_NODE_ID=n", i)}
+		if err := kind.prepare(r, f, names); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
 		for _, r := range nodes {
@@ -134,12 +207,12 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 	began := time.Now()
 	for _, r := range nodes {
 		if err := r.start(f); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for _, r := range nodes[1:] {
 		if err := r.has(f.zone, 0, f.zone.Names); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	cold := time.Since(began)
@@ -147,19 +220,14 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 
 	// Single records, while others are written.
 	from := uint64(f.zone.Names)
-	samples := replicaSamples
-	outage := outageRecords
-	if s.Quick {
-		samples, outage = 50, 5000
-	}
-	background := 120 * replicaWrites
+	background := 120 * kind.writes
 	others, err := NewUpdates(f.zone, from, background)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	single, err := NewUpdates(f.zone, from+uint64(background), samples)
+	single, err := NewUpdates(f.zone, from+uint64(background), kind.samples)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	type written struct {
 		r   Result
@@ -169,15 +237,15 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 	wrote := make(chan written, 1)
 	go func() {
 		var sum written
-		for k := 0; k+replicaWrites <= background; k += replicaWrites { // a second at a time
+		for k := 0; k+kind.writes <= background; k += kind.writes { // a second at a time
 			select {
 			case <-stop:
 				wrote <- sum
 				return
 			default:
 			}
-			part := &Updates{zone: others.zone, from: others.from + uint64(k), msgs: others.msgs[k : k+replicaWrites]}
-			r, err := Load{Target: nodes[0].s.Addr, Duration: 2 * time.Second, QPS: replicaWrites, Sockets: 4, Messages: replicaWrites}.Run(reordered{part, k})
+			part := &Updates{zone: others.zone, from: others.from + uint64(k), msgs: others.msgs[k : k+kind.writes]}
+			r, err := Load{Target: nodes[0].s.Addr, Duration: 2 * time.Second, QPS: float64(kind.writes), Sockets: 4, Messages: kind.writes}.Run(reordered{part, k})
 			sum.r.Sent, sum.r.Answered, sum.r.Wrong = sum.r.Sent+r.Sent, sum.r.Answered+r.Answered, sum.r.Wrong+r.Wrong
 			sum.r.Elapsed += r.Elapsed
 			if sum.err = err; err != nil {
@@ -188,14 +256,17 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 	}()
 	var took []time.Duration
 	client := &dns.Client{Timeout: time.Second}
-	for k := range samples {
+	for k := range kind.samples {
+		if kind.pause > 0 {
+			time.Sleep(time.Duration(mix(uint64(k)) % uint64(kind.pause)))
+		}
 		sent := time.Now()
 		rcode, err := exchange(nodes[0].s.Addr, single.msgs[k])
 		if err == nil && rcode != dns.RcodeSuccess {
 			err = errors.New(dns.RcodeToString[rcode])
 		}
 		if err != nil {
-			return fmt.Errorf("bench: single update %d: %w", k, err)
+			return nil, fmt.Errorf("bench: single update %d: %w", k, err)
 		}
 		question := new(dns.Msg)
 		question.SetQuestion(f.zone.label(single.from+uint64(k))+"."+f.zone.Name+".", dns.TypeTXT)
@@ -206,7 +277,7 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 					break
 				}
 				if time.Since(sent) > time.Minute {
-					return fmt.Errorf("bench: a record did not come to %s within a minute: %s", r.s.Name, r.s.tail())
+					return nil, fmt.Errorf("bench: a record did not come to %s within a minute: %s", r.s.Name, r.s.tail())
 				}
 				time.Sleep(300 * time.Microsecond)
 			}
@@ -216,48 +287,53 @@ func (s *Suite) replications(sc *scenario, f *field, dir string) (err error) {
 	close(stop)
 	w := <-wrote
 	if w.err != nil {
-		return w.err
+		return nil, w.err
 	}
 	slices.Sort(took)
-	quantile := func(q float64) float64 { return took[min(len(took)-1, int(q*float64(len(took))))].Seconds() * 1000 }
-	fmt.Fprintf(s.Progress, "  a record is at both others after %.3g ms (p50), %.3g ms (p99), beside %.0f updates/s\n", quantile(0.5), quantile(0.99), float64(w.r.Answered)/w.r.Elapsed.Seconds())
+	sum = &replicated{Names: f.zone.Names, ColdS: cold.Seconds(), UpdatesPerS: float64(w.r.Answered) / w.r.Elapsed.Seconds(), OutageRecords: kind.outage}
+	for _, d := range took {
+		sum.RecordMs = append(sum.RecordMs, three(d.Seconds()*1000))
+	}
+	fmt.Fprintf(s.Progress, "  a record is at both others after %.3g ms (p50), %.3g ms (p99), beside %.0f updates/s\n", sum.quantile(0.5), sum.quantile(0.99), sum.UpdatesPerS)
 
 	// An outage.
 	away := nodes[2]
 	away.s.Stop()
-	first := from + uint64(background+samples)
-	missed, err := NewUpdates(f.zone, first, outage)
+	first := from + uint64(background+kind.samples)
+	missed, err := NewUpdates(f.zone, first, kind.outage)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r, err := Load{Target: nodes[0].s.Addr, Duration: replicaLimit, Window: 64, Sockets: 8, Messages: outage}.Run(missed)
+	r, err := Load{Target: nodes[0].s.Addr, Duration: replicaLimit, Window: 64, Sockets: 8, Messages: kind.outage}.Run(missed)
 	if err != nil || r.Wrong > 0 || r.Lost > 0 {
-		return fmt.Errorf("bench: writing during the outage: %d wrong (%v), %d lost, %w", r.Wrong, r.FirstWrong, r.Lost, err)
+		return nil, fmt.Errorf("bench: writing during the outage: %d wrong (%v), %d lost, %w", r.Wrong, r.FirstWrong, r.Lost, err)
 	}
 	back := time.Now()
 	if err := away.start(f); err != nil {
-		return err
+		return nil, err
 	}
-	if err := away.has(f.zone, first, outage); err != nil {
-		return err
+	if err := away.has(f.zone, first, kind.outage); err != nil {
+		return nil, err
 	}
-	caught := time.Since(back)
-	ms := make([]float64, len(took))
-	for i, d := range took {
-		ms[i] = three(d.Seconds() * 1000)
-	}
-	s.record("dmpd", map[string]any{"cold_s": cold.Seconds(), "record_at_both_ms": ms, "updates_per_s": float64(w.r.Answered) / w.r.Elapsed.Seconds(), "outage_records": outage, "outage_s": caught.Seconds()})
-	fmt.Fprintf(s.Progress, "  %d records that were missed are there %s after the start\n", outage, caught.Round(time.Millisecond))
+	sum.OutageS = time.Since(back).Seconds()
+	fmt.Fprintf(s.Progress, "  %d records that were missed are there %.1f s after the start\n", kind.outage, sum.OutageS)
+	return sum, nil
+}
 
-	fmt.Fprintf(s.Out, "\n### %s (`%s`)\n\n%s\n\n", sc.title, sc.name, sc.note)
-	fmt.Fprintf(s.Out, "| two new nodes at once | a record at both others, p50 ms | p90 | p99 | worst | beside updates / s | missed in an outage |\n|---|---|---|---|---|---|---|\n")
-	fmt.Fprintf(s.Out, "| %d records in %.1f s | %.3g | %.3g | %.3g | %.3g | %.0f | %d records in %.1f s |\n", f.zone.Names, cold.Seconds(), quantile(0.5), quantile(0.9), quantile(0.99), took[len(took)-1].Seconds()*1000,
-		float64(w.r.Answered)/w.r.Elapsed.Seconds(), outage, caught.Seconds())
-	for _, r := range nodes {
-		r.s.Stop()
-		r.s.cmd = nil
+// twoPorts finds a free port for DNS, and below it one for HTTP, where runReference has it.
+func twoPorts() (at, below netip.AddrPort, err error) {
+	for range 100 {
+		if at, err = freePort(); err != nil {
+			return at, at, err
+		}
+		below = netip.AddrPortFrom(at.Addr(), at.Port()-1)
+		l, err := net.Listen("tcp4", below.String())
+		if err == nil {
+			l.Close()
+			return at, below, nil
+		}
 	}
-	return os.RemoveAll(dir)
+	return at, below, errors.New("bench: no two neighbouring ports are free")
 }
 
 // reordered is a part of updates whose ids go on from k modulo 65,536, as Load wants them to begin at 0.

@@ -100,6 +100,14 @@ func three(v float64) float64 {
 	return f
 }
 
+// plain writes three digits, more where they are before the point.
+func plain(v float64) string {
+	if v >= 1000 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
+}
+
 // roundOf is a result as it is kept.
 func roundOf(r *Result) Round {
 	return Round{ProcessS: r.process.Seconds(), CoreS: r.core.Seconds(), Sent: r.Sent, Answered: r.Answered, Lost: r.Lost, ReplyBytes: r.Bytes, Seconds: r.Elapsed.Seconds(), ServerCPUS: r.ServerCPU.Seconds(), LoadCPUS: r.OwnCPU.Seconds(),

@@ -96,8 +96,8 @@ var scenarios = []scenario{
 		note: "1,000 queries a second for names that exist, open loop, beside attackers at other addresses, who share the load's cores: what the client loses and when it is answered. Limits as they are by default."},
 	{name: "registration", title: "Registrations beside forged ones", register: true, pinned: true,
 		note: "Both processes of a node. Forgers at ever new addresses, 10,000 confirmations a second if the load's cores can send them: a real challenge, a forged signature, four of them from an address before its limit would refuse more unseen. Beside them somebody registers honestly every second, from an address of their own. `--flood 1m` takes a minute."},
-	{name: "replication", title: "Native replication among three nodes", replicate: true,
-		note: "Both processes of each node, HTTP/2 in clear text, nothing pinned: three nodes, the load and one disk share the machine. Two nodes begin empty. Then single records are published at the third and asked for at both others, while 1,000 updates a second go in beside them; UPDATE, sync and way to both are in the time. Then one node is stopped while records are written, and started."},
+	{name: "replication", title: "Replication among three nodes", replicate: true,
+		note: "dmpd: both processes of each node, native replication, HTTP/2 in clear text. Nothing pinned: three nodes, the load and one disk share the machine. Two nodes begin empty. Then single records are published at the third and asked for at both others, while updates go in beside them; UPDATE, sync and way to both are in the time. Then one node is stopped while records are written, and started. Three reference nodes, where they are installed, do as much of it as they can: they ask one peer a second (DMP_SYNC_INTERVAL=1, by default 10) for 256 records at most."},
 	{name: "gc", title: "Garbage collection beside steady writes", collect: true, names: gcNames, asked: true,
 		note: "Both processes of a node, nothing pinned. 1,000 UPDATEs a second under TSIG, each with one new record of 300 bytes, and 5,000 queries a second beside them, open loops; DMP_DURABILITY as it is by default. What the collectors took is from /metrics, pauses as upper ends of its buckets, which are powers of two. After a SIGKILL every acknowledged record is asked for. `DURATION=` says how long is written."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
@@ -268,7 +268,7 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 	}
 	if sc.replicate {
 		fmt.Fprintln(s.Progress)
-		return s.replications(sc, f, dir)
+		return s.replications(sc, f, dir, all)
 	}
 	out := "" // what was left out
 	if sc.lab {
