@@ -118,8 +118,10 @@ func (l OneLoad) Run(src Source) (r Result, err error) {
 			i := int(e.Fd)
 			a := &slots[i]
 			if len(a.out) > 0 {
-				if err := a.write(); err == nil && len(a.out) == 0 {
-					err = unix.EpollCtl(epoll, unix.EPOLL_CTL_MOD, a.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)})
+				if err := a.write(); err == nil && len(a.out) == 0 { // if it was refused, reading says so
+					if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_MOD, a.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
+						return r, fmt.Errorf("bench: epoll: %w", err)
+					}
 				}
 			}
 			reply, err := a.read()
