@@ -148,7 +148,7 @@ func suite(args []string) error {
 	s := &bench.Suite{Progress: os.Stderr, Out: os.Stdout}
 	f.BoolVar(&s.Quick, "quick", false, "a smoke test: short rounds, few names, dmpd beside the echo alone unless peers are named")
 	chosen := f.String("scenario", "", "some of "+strings.Join(bench.ScenarioNames(), ", ")+"; empty: all")
-	peers := f.String("peers", "", "some of nsd, knot, bind, or none; empty: those installed")
+	peers := f.String("peers", "", "some of nsd, nsd-mmsg, knot, bind, pdns, reference, or none; empty: those installed")
 	f.IntVar(&s.Rounds, "rounds", 0, "rounds; 0: 5, or 3 if quick")
 	f.IntVar(&s.Names, "names", 0, "names in the zone; 0: 100,000, or 10,000,000 in gc")
 	f.DurationVar(&s.Writes, "duration", 0, "how long the scenario gc writes; 0: 10m, or 5s if quick")
