@@ -235,7 +235,7 @@ func (t *Table) Markdown() string {
 	}
 	b.WriteString(t.LeftOut)
 	if t.Scenario == "udp" && ours != nil && t.Contenders[0].Name == "echo" {
-		fmt.Fprintf(&b, "\ndmpd makes %.2f of the echo's answers for each CPU second; the mark is %.1f.\n", median(ours.values(perCPU))/median(t.Contenders[0].values(perCPU)), echoShare)
+		fmt.Fprintf(&b, "\ndmpd makes %.2f of the echo's answers for each CPU second; the mark is %.2f.\n", median(ours.values(perCPU))/median(t.Contenders[0].values(perCPU)), echoShare)
 	}
 	return b.String()
 }
