@@ -389,8 +389,8 @@ func (n *Native) apply(t *tree, e *record.Entry) {
 
 // travels says whether a row with its value is of the kind that nodes give each other.
 func travels(r *record.Row) bool {
-	_, refusal := record.Screen(r.Name, record.AppendValue(make([]byte, 0, len(r.RDATA)), r.RDATA))
-	return refusal == record.Accepted
+	class, refusal := record.Screen(r.Name, record.AppendValue(make([]byte, 0, len(r.RDATA)), r.RDATA))
+	return refusal == record.Accepted && record.OwnerFits(r.Name, class)
 }
 
 func (n *Native) saveCursors(ctx context.Context) {

@@ -465,6 +465,9 @@ func (n *Native) check(r *record.Row, nowMs int64) (Reason, string) {
 	if record.HashOf(r.RDATA) != r.Hash {
 		return ReasonHash, "a hash that is not the value's"
 	}
+	if !record.OwnerFits(r.Name, class) {
+		return ReasonOwner, record.BadOwner.Error()
+	}
 	if n.has(r.ID()) {
 		if r.Flags = flags; class != record.ClassForeign { // this very value was checked when it came
 			r.Flags |= record.FlagVerified

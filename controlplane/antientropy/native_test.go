@@ -20,6 +20,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/dnsmesh/dmpd/internal/record"
+	"github.com/dnsmesh/dmpd/internal/wire"
 )
 
 // TestFrames: what is written is read, whatever its size, packed or padded; and every frame that is cut, or altered in its head, is an error
@@ -169,8 +170,9 @@ func TestCheck(t *testing.T) {
 		{"an immortal refresh", row("1", func(r *record.Row) { r.RDATA, r.ExpMs = nil, 1<<60 }), "a life that is too long"},
 		{"an immortal manifest, no key pinned", row("v=dmp1;t=cluster;AAAA", func(r *record.Row) { r.ExpMs = 1 << 60 }), "a life that is too long"},
 		{"a long value", row(strings.Repeat("x", 1001), nil), "a value that is too long"},
-		{"an unsigned identity", row("v=dmp1;t=identity;d=AAAA", nil), record.BadLength.Error()},
+		{"an unsigned identity", row("v=dmp1;t=identity;d=AAAA", func(r *record.Row) { r.Name = wire.MustName("id-aaaa.test") }), record.BadLength.Error()},
 		{"an unknown type", row("v=dmp1;t=heartbeat;d=AAAA", nil), record.BadType.Error()},
+		{"an identity in a slot", row("v=dmp1;t=identity;d=AAAA", func(r *record.Row) { r.Name = wire.MustName("slot-1.mb-aaaaaaaaaaaa.test") }), record.BadOwner.Error()},
 		{"a text where DMP's are", row("1", func(r *record.Row) { r.Name = []byte("\x07cluster\x04test\x00") }), record.BadOwner.Error()},
 	} {
 		if _, got := node.native.check(c.row, now); got != c.want {
@@ -178,6 +180,12 @@ func TestCheck(t *testing.T) {
 		}
 		if c.want == "" && c.row.Flags != record.FlagCapExempt {
 			t.Errorf("%s: flags %x", c.what, c.row.Flags)
+		}
+	}
+	// Such a row is not told to peers, and does not count in the sums.
+	for name, want := range map[string]bool{"id-aaaa.test": true, "dmp.test": true, "slot-1.mb-aaaaaaaaaaaa.test": false, "x.test": false} {
+		if got := travels(row("v=dmp1;t=identity;d=AAAA", func(r *record.Row) { r.Name = wire.MustName(name) })); got != want {
+			t.Errorf("an identity at %s travels: %v", name, got)
 		}
 	}
 }
@@ -312,6 +320,7 @@ func TestHostile(t *testing.T) {
 		"feed of forged records": {feed: func(o *out, r *http.Request) {
 			forever(o, r, func() []byte {
 				return rows(o, 10, func(i int, r *record.Row) {
+					r.Name = wire.MustName("id-aaaa.test")
 					r.RDATA = record.AppendRDATA(nil, []byte("v=dmp1;t=identity;d="+strings.Repeat("A", 400+4*i)))
 					r.Hash = record.HashOf(r.RDATA)
 				})

@@ -21,19 +21,20 @@ import (
 )
 
 const (
-	pullsMax       = 4 // under way at one peer (cluster.md 17.7)
-	pullBackoffMin = time.Second
-	pullBackoffMax = time.Minute
-	rescanEvery    = time.Hour // on average; heals what a peer's clock that stepped back has hidden (cluster.md 15, W5)
-	overlapMs      = 5_000     // what is read again behind a watermark that moved
-	deliveriesMax  = 3         // that often a value may not come; then it is taken for absent
-	undelivered    = 100_000   // pairs for which that is counted
-	oldCopyMs      = 10_000    // an offer that ends at most that much after a deleted element is its old copy (cluster.md 17.4)
-	savePages      = 20        // pages between two writings of the cursors while catching up
-	awayPause      = 500 * time.Millisecond
-	retryPause     = time.Second // before what did not come is asked for again
-	refusalLife    = 24 * time.Hour
-	refusalRetry   = 10 * time.Minute // of what may be taken later: a full RRset, a signed time that is ahead
+	pullsMax         = 4 // under way at one peer (cluster.md 17.7)
+	pullBackoffMin   = time.Second
+	pullBackoffMax   = time.Minute
+	rescanEvery      = time.Hour // on average; heals what a peer's clock that stepped back has hidden (cluster.md 15, W5)
+	overlapMs        = 5_000     // what is read again behind a watermark that moved
+	deliveriesMax    = 3         // that often a value may not come; then it is taken for absent
+	undelivered      = 100_000   // pairs for which that is counted
+	oldCopyMs        = 10_000    // an offer that ends at most that much after a deleted element is its old copy (cluster.md 17.4)
+	savePages        = 20        // pages between two writings of the cursors while catching up
+	awayPause        = 500 * time.Millisecond
+	retryPause       = time.Second // before what did not come is asked for again
+	refusalLife      = 24 * time.Hour
+	manifestGraceSec = 300              // after its signed end a slot manifest is taken for so long: clocks differ (cluster.md 15, W18)
+	refusalRetry     = 10 * time.Minute // of what may be taken later: a full RRset, a signed time that is ahead
 )
 
 // Puller reads the feeds of the peers, each in a goroutine of its own, and offers what is missing here to the data plane (cluster.md 8, 17.7).
@@ -616,9 +617,17 @@ func (one *puller) judge(v *record.Verifier, settings *Settings, w *want, value 
 		one.refuse(w, ReasonSize, "too long", nowMs+refusalLife.Milliseconds())
 		return o, false
 	}
+	if !record.OwnerFits(w.name, record.ClassOf([]byte(value))) {
+		w.done = true
+		one.refuse(w, ReasonOwner, record.BadOwner.Error(), nowMs+min(refusalLife.Milliseconds(), max(ttlSec, 1)*1000))
+		return o, false
+	}
 	one.p.verify <- struct{}{}
 	class, endSec, r := v.Judge(w.name, []byte(value), nowMs/1000)
 	<-one.p.verify
+	if r == record.Accepted && class == record.ClassManifest && int64(min(endSec, 1<<40))+manifestGraceSec < nowMs/1000 {
+		r = record.Expired // the verifier lets that pass, as the reference does: each puller would give it a life anew (cluster.md 15, W18)
+	}
 	if r != record.Accepted {
 		w.done = true
 		life := refusalLife

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -710,6 +711,9 @@ func TestHostilePeer(t *testing.T) {
 			p.add("id-"+strings.Repeat("a", 16)+".test", "v=dmp1;t=identity;d="+strings.Repeat("QUFB", 64), 100)
 		}, "", true, true, false},
 		{"foreign text at a reserved name", func(p *raw) { p.add("slot-1.mb-aaaaaaaaaaaa.test", "hello", 100) }, "", true, true, false},
+		{"W18: a prekey in a slot", func(p *raw) {
+			p.add("slot-1.mb-aaaaaaaaaaaa.test", "v=dmp1;t=prekey;d="+strings.Repeat("QUFB", 64), 100)
+		}, "", true, true, false},
 		{"an unknown type", func(p *raw) { p.add("x.test", "v=dmp9;t=new;", 100) }, "", true, true, false},
 		{"an empty value", func(p *raw) { p.add("x.test", "", 100) }, "", true, true, false},
 		{"a value that is too long", func(p *raw) { p.add("x.test", strings.Repeat("x", 2049), 100) }, "", true, true, false},
@@ -937,4 +941,31 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// TestPastManifest: a slot manifest that ended is not given a life anew, but for some minutes in which clocks may differ (cluster.md 15, W18).
+func TestPastManifest(t *testing.T) {
+	b, err := os.ReadFile("../../internal/record/testdata/slot_manifest.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors struct {
+		Cases []struct{ Expected, Wire string }
+	}
+	if err := json.Unmarshal(b, &vectors); err != nil || len(vectors.Cases) == 0 || vectors.Cases[0].Expected != "accept" {
+		t.Fatalf("%v: %d cases", err, len(vectors.Cases))
+	}
+	value := vectors.Cases[0].Wire
+	var m record.Manifest
+	if r := m.Verify([]byte(value), 1_900_000_000); r != record.Accepted {
+		t.Fatal(r)
+	}
+	for late, taken := range map[int64]bool{-1: true, 0: true, 300: true, 301: false, 86_400: false} {
+		one := &puller{p: &Puller{o: PullerOptions{}, verify: make(chan struct{}, 1)}, client: &client{}}
+		w := &want{name: wire.MustName("slot-1.mb-0123456789ab.test")}
+		_, ok := one.judge(&record.Verifier{}, &Settings{}, w, value, 3600, (int64(m.ExpSec)+late)*1000, 0)
+		if s := one.status(); ok != taken || (s.Rejected[ReasonTime] == 1) == taken || w.done == taken {
+			t.Errorf("%d s after its end: taken %v, %+v", late, ok, s)
+		}
+	}
 }

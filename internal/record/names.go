@@ -101,6 +101,46 @@ func ReservedName(name []byte) bool {
 	return ok && tail(index, "", isDigit) && tail(hash, "", isHex)
 }
 
+// OwnerFits says whether a name, lower case, in wire form, has the shape of those that values of a class are published at (records.md 14, with
+// the shapes that the server grants and no client of today writes). Foreign text and unknown types are Screen's to judge: they fit.
+//
+// Readers bind a record to its name anyway, by hashes of user, recipient and message; the shape alone keeps a peer from filling names of one
+// type with signed records of another (cluster.md 15, W18).
+func OwnerFits(name []byte, c Class) bool {
+	first, rest := cutLabel(name)
+	second, third := cutLabel(rest)
+	if c == ClassForeign || c == ClassUnknown {
+		return true
+	}
+	if len(second) == 0 {
+		return false
+	}
+	switch c {
+	case ClassManifest:
+		return tail(first, "slot-", isDigit) && tail(second, "mb-", isHex) && atLabel(third)
+	case ClassClaim:
+		return tail(first, "claim-", isDigit) && tail(second, "mb-", isHex) && atLabel(third) || tail(first, "_dnsmesh-claim-", isHex)
+	case ClassIdentity:
+		return string(first) == "dmp" || tail(first, "id-", isHex)
+	case ClassPrekey:
+		return string(first) == "prekeys" && tail(second, "id-", isHex) && atLabel(third) || bytes.HasPrefix(first, []byte("pk-"))
+	case ClassRotation, ClassRevocation:
+		return string(first) == "rotate"
+	case ClassCluster:
+		return string(first) == "cluster"
+	case ClassBootstrap:
+		return string(first) == "_dmp"
+	case ClassChunk:
+		index, hash, ok := bytes.Cut(first, []byte("-"))
+		if !ok || string(index) != "chunk" {
+			return false
+		}
+		index, hash, ok = bytes.Cut(hash, []byte("-"))
+		return ok && tail(index, "", isDigit) && tail(hash, "", isHex)
+	}
+	return false
+}
+
 // cutLabel splits the first label off a name; it is empty at the root.
 func cutLabel(name []byte) (label, rest []byte) {
 	if !atLabel(name) {

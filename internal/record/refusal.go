@@ -26,7 +26,7 @@ const (
 	BadSubject            // not the name that the reader asked for
 	TooOld                // older than the reader takes
 	BadChecksum           // beyond repair
-	BadOwner              // text that is not DMP's at an owner name that is
+	BadOwner              // text that is not DMP's at an owner name that is, or of another type than the name
 	BadType               // DMP text of a type that does not travel between nodes
 	refusalsCount         //
 )
@@ -34,6 +34,6 @@ const (
 var refusals = [refusalsCount]string{"accepted", "not a record of this type", "a length that is not allowed", "not base64", "another magic", "a domain that is not allowed",
 	"a slot above 9", "trailing bytes", "times that do not fit", "a wrong signature", "a time in the future", "expired", "a life that is too long",
 	"a field that is not allowed", "a count out of range", "not a DNS name", "an endpoint that is not allowed", "a duplicate", "another key", "another subject",
-	"too old", "a wrong checksum", "foreign text at a reserved name", "a type that does not replicate"}
+	"too old", "a wrong checksum", "at a name that is not one of its type's", "a type that does not replicate"}
 
 func (r Refusal) Error() string { return refusals[r] }

@@ -641,3 +641,41 @@ func BenchmarkVerifyChunk(b *testing.B) {
 		}
 	}
 }
+
+// TestOwnerFits: each type fits where clients publish it and, but for foreign text, nowhere else (cluster.md 15, W18).
+func TestOwnerFits(t *testing.T) {
+	var id, key [32]byte
+	var msg [16]byte
+	names := map[Class][]string{
+		ClassManifest:   {SlotName(9, id, "x.test.")},
+		ClassIdentity:   {IdentityName("alice", "x.test"), ZoneIdentityName("x.test"), "dmp.alice.x.test"},
+		ClassClaim:      {ClaimName(0, id, "x.test"), "claim-999.mb-0a." + "x.test", "_dnsmesh-claim-0123456789abcdef.x.test"},
+		ClassRotation:   {UserRotationName("alice", "x.test"), ZoneRotationName("x.test"), ClusterRotationName("x.test"), BootstrapRotationName("x.test"), "rotate.dmp.id-0a.x.test"},
+		ClassCluster:    {ClusterName("x.test")},
+		ClassPrekey:     {PrekeysName("alice", "x.test"), "pk-7.0a.x.test"},
+		ClassBootstrap:  {BootstrapName("x.test")},
+		ClassChunk:      {ChunkName(12345, msg, id, key, "x.test")},
+		ClassForeign:    {"www.x.test"},
+		ClassRevocation: nil, // where rotations are
+	}
+	for of, list := range names {
+		for _, name := range list {
+			for c := range classesCount {
+				want := c == of || c == ClassRevocation && of == ClassRotation || c == ClassForeign || c == ClassUnknown
+				if got := OwnerFits(wire.MustName(name), c); got != want {
+					t.Errorf("a value of type %v at %s: %v", c, name, got)
+				}
+			}
+		}
+	}
+	for _, name := range []string{"", "dmp", "cluster", "slot-0.mb-0a", "slot-x.mb-0a.test", "chunk-1-.test", "id-.test", "id-xyz.test", "rotate", "prekeys.id-0a", `cluster\.x.test`} {
+		for c := ClassManifest; c < ClassUnknown; c++ {
+			if OwnerFits(wire.MustName(name), c) {
+				t.Errorf("a value of type %v fits %q", c, name)
+			}
+		}
+	}
+	if OwnerFits(nil, ClassIdentity) || OwnerFits([]byte{3, 'd'}, ClassIdentity) {
+		t.Error("no name fits an identity")
+	}
+}

@@ -57,7 +57,7 @@ type Verifier struct {
 }
 
 // Verify judges a value at an owner name, which is lower case and in wire form; nil is none, and skips the rule about owners. The
-// type is not compared with the owner: readers do that. Up to two Ed25519 checks, so call Screen first where many rows pass by.
+// type is not compared with the owner, as the reference does not: OwnerFits does that. Up to two Ed25519 checks, so call Screen first where many rows pass by.
 func (v *Verifier) Verify(owner, value []byte, nowSec int64) (Class, Refusal) {
 	class, _, r := v.Judge(owner, value, nowSec)
 	return class, r

@@ -115,8 +115,8 @@ class Run:
 
 
 def name(i):
-    """A slot in a mailbox, as chunks have it."""
-    return f"chunk-{i:04d}-{i:012x}.{ZONE}"
+    """A user's pool of prekeys: a record at a name that is not its type's does not replicate."""
+    return f"prekeys.id-{i:012x}.{ZONE}"
 
 
 def value(i):
