@@ -229,7 +229,7 @@ func (r *replication) reconsiderNative(wanted bool) {
 		NodeID: id, Origin: origin, Token: settings.Token, Previous: settings.Previous, MaxTTLSec: settings.MaxTTLSec, ValueMax: settings.MaxValueLen, Operator: settings.Operator,
 		Clear: mode == "clear", Padding: c.Bool("SYNC_PADDING"),
 		Records: &antientropy.DiskRecords{FS: vfs.OS, Dir: r.s.dataDir, Value: r.s.tail.State, Notify: r.s.tail.notify},
-		Merger:  r.s.requests, Peers: r.manifests, Cursors: antientropy.FileCursors(filepath.Join(r.s.controlDir, "sync-native.json")),
+		Merger:  r.s.requests, Peers: r.manifests, Cursors: antientropy.FileCursors{FS: vfs.OS, Path: filepath.Join(r.s.controlDir, "sync-native.json")},
 		Transport: func(p antientropy.Peer) http.RoundTripper { return antientropy.NativeTransport(p, settings.Pins) }, NowMs: clock.NowMs, Log: r.s.log,
 	})
 	if err != nil {

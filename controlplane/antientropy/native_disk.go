@@ -241,14 +241,17 @@ func (d *DiskRecords) Snapshot(f func(r *record.Row) bool) (epoch [16]byte, lsn 
 func (d *DiskRecords) Changed() <-chan struct{} { return d.Notify() }
 
 // FileCursors is Cursors in a file.
-type FileCursors string
+type FileCursors struct {
+	FS   vfs.FS
+	Path string
+}
 
 // cursorsMax is far more than the cursors of all peers that there can be.
 const cursorsMax = 1 << 20
 
 // Load is Cursors.
 func (c FileCursors) Load() (map[string]NativeCursor, error) {
-	f, err := os.Open(string(c))
+	f, err := c.FS.OpenFile(c.Path, os.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -256,13 +259,13 @@ func (c FileCursors) Load() (map[string]NativeCursor, error) {
 		return nil, fmt.Errorf("antientropy: %w", err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, cursorsMax))
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, cursorsMax))
 	if err != nil {
 		return nil, fmt.Errorf("antientropy: %w", err)
 	}
 	var m map[string]NativeCursor
 	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("antientropy: %s: %w", string(c), err)
+		return nil, fmt.Errorf("antientropy: %s: %w", c.Path, err)
 	}
 	return m, nil
 }
@@ -273,17 +276,17 @@ func (c FileCursors) Save(m map[string]NativeCursor) error {
 	if err != nil {
 		return fmt.Errorf("antientropy: %w", err)
 	}
-	temporary := string(c) + ".new"
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	temporary := c.Path + ".new"
+	f, err := c.FS.OpenFile(temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err == nil {
-		_, err = f.Write(b)
+		_, err = f.WriteAt(b, 0)
 		err = errors.Join(err, f.Sync(), f.Close())
 	}
 	if err == nil {
-		err = os.Rename(temporary, string(c))
+		err = c.FS.Rename(temporary, c.Path)
 	}
 	if err == nil {
-		err = vfs.OS.SyncDir(filepath.Dir(string(c)))
+		err = c.FS.SyncDir(filepath.Dir(c.Path))
 	}
 	if err != nil {
 		return fmt.Errorf("antientropy: %w", err)

@@ -160,7 +160,7 @@ func TestDiskRecords(t *testing.T) {
 // TestFileCursors: what was saved is loaded; a damaged file is an error and a missing one is none.
 func TestFileCursors(t *testing.T) {
 	t.Parallel()
-	c := FileCursors(filepath.Join(t.TempDir(), "sync-native"))
+	c := FileCursors{vfs.OS, filepath.Join(t.TempDir(), "sync-native")}
 	if m, err := c.Load(); err != nil || len(m) != 0 {
 		t.Fatal(m, err)
 	}
@@ -173,7 +173,7 @@ func TestFileCursors(t *testing.T) {
 	if m, err := c.Load(); err != nil || !maps.Equal(m, want) {
 		t.Fatal(m, err)
 	}
-	if err := os.WriteFile(string(c), []byte(`{"a":`), 0o600); err != nil {
+	if err := os.WriteFile(c.Path, []byte(`{"a":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Load(); err == nil {

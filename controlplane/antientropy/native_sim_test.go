@@ -3,10 +3,7 @@ package antientropy
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -17,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/dnsmesh/dmpd/controlplane/antientropy/simnet"
 	"github.com/dnsmesh/dmpd/internal/record"
 )
 
@@ -261,171 +259,15 @@ func (s *memStore) shorten(keep int) {
 	}
 }
 
-// network carries requests between nodes: each with a delay of its own, so that they overtake one another; some are lost, some come twice, some
-// break in the middle; a partition breaks all that cross it.
-type network struct {
-	mu    sync.Mutex
-	rng   *rand.Rand
-	lossy bool
-	side  map[string]int
-	nodes map[string]*simNode
-	conns map[*simConn]bool
-}
-
-type simConn struct {
-	from, to string
-	cancel   context.CancelFunc
-}
-
-type simTransport struct {
-	net      *network
-	from, to string
-}
-
-var errNet = errors.New("the network fails")
-
-func (w *network) chance(p float64) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.lossy && w.rng.Float64() < p
-}
-
-func (w *network) delay() time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return time.Duration(w.rng.Int64N(int64(30 * time.Millisecond)))
-}
-
-// partition puts each node on a side.
-func (w *network) partition(side map[string]int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.side = side
-	for c := range w.conns {
-		if side[c.from] != side[c.to] {
-			c.cancel()
-		}
-	}
-}
-
-func (t *simTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	w := t.net
-	sleep(r.Context(), w.delay())
-	w.mu.Lock()
-	node := w.nodes[t.to]
-	var handler http.Handler
-	if node != nil && node.handler != nil && w.side[t.from] == w.side[t.to] {
-		handler = node.handler
-	}
-	w.mu.Unlock()
-	if handler == nil || w.chance(0.1) || r.Context().Err() != nil {
-		if r.Body != nil {
-			r.Body.Close()
-		}
-		return nil, errNet
-	}
-	if r.Body != nil && r.URL.Path != "/v2/sync/feed" && w.chance(0.2) { // it comes twice
-		b, err := io.ReadAll(r.Body)
-		if err != nil {
-			return nil, err
-		}
-		r.Body.Close()
-		twin := *t
-		_, _ = twin.carry(handler, r, io.NopCloser(bytes.NewReader(b)), true)
-		r.Body = io.NopCloser(bytes.NewReader(b))
-	}
-	return t.carry(handler, r, r.Body, false)
-}
-
-// simWriter is the server's side of an answer.
-type simWriter struct {
-	header http.Header
-	w      *io.PipeWriter
-	once   sync.Once
-	status int
-	begun  chan struct{}
-	net    *network
-	ctx    context.Context
-}
-
-func (s *simWriter) Header() http.Header { return s.header }
-func (s *simWriter) Flush()              {}
-func (s *simWriter) WriteHeader(status int) {
-	s.once.Do(func() { s.status = status; close(s.begun) })
-}
-
-func (s *simWriter) Write(b []byte) (int, error) {
-	s.WriteHeader(http.StatusOK)
-	sleep(s.ctx, s.net.delay())
-	if s.net.chance(0.002) {
-		s.w.CloseWithError(errNet)
-	}
-	return s.w.Write(b)
-}
-
-func (t *simTransport) carry(handler http.Handler, r *http.Request, body io.ReadCloser, alone bool) (*http.Response, error) {
-	w := t.net
-	ctx, cancel := context.WithCancel(r.Context())
-	conn := &simConn{t.from, t.to, cancel}
-	w.mu.Lock()
-	w.conns[conn] = true
-	w.mu.Unlock()
-	in := r.Clone(ctx)
-	in.Proto, in.ProtoMajor, in.ProtoMinor, in.TLS = "HTTP/2.0", 2, 0, &tls.ConnectionState{}
-	in.Body = http.NoBody
-	if body != nil {
-		in.Body = body
-	}
-	read, write := io.Pipe()
-	out := &simWriter{header: http.Header{}, w: write, begun: make(chan struct{}), net: w, ctx: ctx}
-	stop := context.AfterFunc(ctx, func() {
-		write.CloseWithError(errNet)
-		read.CloseWithError(errNet)
-		in.Body.Close()
-	})
-	go func() {
-		handler.ServeHTTP(out, in)
-		out.WriteHeader(http.StatusOK)
-		in.Body.Close()
-		write.Close()
-		w.mu.Lock()
-		delete(w.conns, conn)
-		w.mu.Unlock()
-	}()
-	if alone {
-		_, _ = io.Copy(io.Discard, read)
-		cancel()
-		return nil, nil
-	}
-	select {
-	case <-out.begun:
-	case <-ctx.Done():
-		cancel()
-		return nil, errNet
-	}
-	return &http.Response{StatusCode: out.status, Header: out.header.Clone(), Body: &simBody{read, func() { stop(); cancel(); in.Body.Close() }}}, nil
-}
-
-type simBody struct {
-	*io.PipeReader
-	end func()
-}
-
-func (b *simBody) Close() error {
-	b.end()
-	return b.PipeReader.Close()
-}
-
 // simNode is a node of the simulation.
 type simNode struct {
-	net     *network
+	net     *simnet.Network
 	id      string
 	store   *memStore
 	offset  atomic.Int64 // of its clock, ms
 	peers   []Peer
 	cursors memCursors
 	native  *Native
-	handler http.Handler // nil: it is down; network.mu
 	stop    func()
 }
 
@@ -454,7 +296,7 @@ func (s *simNode) Peers() ([]Peer, <-chan struct{}) { return s.peers, nil }
 
 func (s *simNode) start(t testing.TB) {
 	native, err := NewNative(NativeOptions{NodeID: s.id, Origin: s.store.origin, Token: "the token", MaxTTLSec: testTTLSec, Padding: s.store.origin[0]%2 == 0, Records: s.store,
-		Merger: s.store, Peers: s, Cursors: &s.cursors, Transport: func(p Peer) http.RoundTripper { return &simTransport{s.net, s.id, p.ID} }, NowMs: s.nowMs})
+		Merger: s.store, Peers: s, Cursors: &s.cursors, Transport: func(p Peer) http.RoundTripper { return s.net.Transport(s.id, p.ID) }, NowMs: s.nowMs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,25 +304,16 @@ func (s *simNode) start(t testing.TB) {
 	done := make(chan struct{})
 	go func() { native.Run(ctx); close(done) }()
 	s.native = native
-	s.net.mu.Lock()
-	s.handler = native.Handler()
-	s.net.mu.Unlock()
+	s.net.Attach(s.id, native.Handler())
 	s.stop = func() {
-		s.net.mu.Lock()
-		s.handler = nil
-		for c := range s.net.conns {
-			if c.from == s.id || c.to == s.id {
-				c.cancel()
-			}
-		}
-		s.net.mu.Unlock()
+		s.net.Detach(s.id)
 		cancel()
 		<-done
 	}
 }
 
-func newNetwork(t testing.TB, seed uint64, k int) (*network, []*simNode) {
-	w := &network{rng: rand.New(rand.NewPCG(seed, 9)), side: map[string]int{}, nodes: map[string]*simNode{}, conns: map[*simConn]bool{}}
+func newNetwork(t testing.TB, seed uint64, k int) (*simnet.Network, []*simNode) {
+	w := simnet.New(rand.New(rand.NewPCG(seed, 9)), 30*time.Millisecond)
 	nodes := make([]*simNode, k)
 	for i := range nodes {
 		s := &simNode{net: w, id: fmt.Sprintf("node-%d", i)}
@@ -492,7 +325,6 @@ func newNetwork(t testing.TB, seed uint64, k int) (*network, []*simNode) {
 			}
 		}
 		nodes[i] = s
-		w.nodes[s.id] = s
 	}
 	return w, nodes
 }
@@ -534,7 +366,7 @@ func simulate(t *testing.T, seed uint64, k int, steps int) {
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 8))
 		w, nodes := newNetwork(t, seed, k)
-		w.lossy = true
+		w.Lossy(true)
 		for _, s := range nodes {
 			s.offset.Store(rng.Int64N(4000) - 2000)
 			s.start(t)
@@ -560,9 +392,9 @@ func simulate(t *testing.T, seed uint64, k int, steps int) {
 				for _, s := range nodes {
 					side[s.id] = rng.IntN(2)
 				}
-				w.partition(side)
+				w.Partition(side)
 			case n < 91:
-				w.partition(map[string]int{})
+				w.Partition(map[string]int{})
 			case n < 94:
 				s.offset.Store(rng.Int64N(40_000) - 20_000)
 			case n < 96:
@@ -573,10 +405,8 @@ func simulate(t *testing.T, seed uint64, k int, steps int) {
 				s.start(t)
 			}
 		}
-		w.partition(map[string]int{})
-		w.mu.Lock()
-		w.lossy = false
-		w.mu.Unlock()
+		w.Partition(map[string]int{})
+		w.Lossy(false)
 		for _, s := range nodes {
 			s.offset.Store(rng.Int64N(4000) - 2000)
 		}

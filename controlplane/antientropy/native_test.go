@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,7 +95,7 @@ func TestGates(t *testing.T) {
 			change(r)
 		}
 		rec := httptest.NewRecorder()
-		node.handler.ServeHTTP(rec, r)
+		node.native.Handler().ServeHTTP(rec, r)
 		return rec.Code, rec.Body.String()
 	}
 	good := "Bearer " + nodeToken("the token", "node-9")
@@ -380,9 +381,7 @@ func TestHostile(t *testing.T) {
 				victim.start(t)
 				honest.peers = honest.peers[:1]
 				honest.start(t)
-				w.mu.Lock()
-				nodes[2].handler = h.handler(victim)
-				w.mu.Unlock()
+				w.Attach("node-2", h.handler(victim))
 				victim.store.mu.Lock()
 				before := maps.Clone(victim.store.rows)
 				victim.store.mu.Unlock()
@@ -417,9 +416,7 @@ func TestHostile(t *testing.T) {
 				}
 				victim.stop()
 				honest.stop()
-				w.mu.Lock()
-				nodes[2].handler = nil
-				w.mu.Unlock()
+				w.Detach("node-2")
 			})
 		})
 	}
@@ -477,9 +474,7 @@ func TestLegacy(t *testing.T) {
 			t.Error("it is not known what the peer speaks")
 		}
 		nodes[1].stop()
-		w.mu.Lock()
-		nodes[1].handler = http.NotFoundHandler() // the reference node, in its place
-		w.mu.Unlock()
+		w.Attach("node-1", http.NotFoundHandler()) // the reference node, in its place
 		time.Sleep(2 * time.Minute)
 		if nodes[0].native.Speaks("node-1") {
 			t.Error("it is still taken for one of ours")
@@ -497,22 +492,20 @@ func TestLegacy(t *testing.T) {
 // TestHTTP2: two nodes over TLS and the real HTTP/2, a connection that breaks in between.
 func TestHTTP2(t *testing.T) {
 	t.Parallel()
-	w := &network{nodes: map[string]*simNode{}, conns: map[*simConn]bool{}}
 	nodes := make([]*simNode, 2)
+	handlers := make([]atomic.Pointer[http.Handler], 2)
 	servers := make([]*httptest.Server, 2)
 	for i := range nodes {
-		s := &simNode{net: w, id: fmt.Sprintf("node-%d", i)}
+		s := &simNode{id: fmt.Sprintf("node-%d", i)}
 		s.store = newMemStore(i, s.nowMs)
 		nodes[i] = s
 		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-			w.mu.Lock()
-			h := s.handler
-			w.mu.Unlock()
+			h := handlers[i].Load()
 			if h == nil {
 				http.Error(rw, "starting", http.StatusServiceUnavailable)
 				return
 			}
-			h.ServeHTTP(rw, r)
+			(*h).ServeHTTP(rw, r)
 		}))
 		srv.EnableHTTP2 = true
 		srv.Config.ReadTimeout, srv.Config.WriteTimeout = 10*time.Second, 10*time.Second
@@ -532,9 +525,8 @@ func TestHTTP2(t *testing.T) {
 		go func() { native.Run(ctx); close(done) }()
 		defer func() { cancel(); <-done }()
 		s.native = native
-		w.mu.Lock()
-		s.handler = native.Handler()
-		w.mu.Unlock()
+		handler := native.Handler()
+		handlers[i].Store(&handler)
 	}
 	wait := func(what string, f func() bool) {
 		t.Helper()
