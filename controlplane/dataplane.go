@@ -26,6 +26,7 @@ import (
 // before anything else is answered. One that only hangs may still come to itself and apply the request: then the outcome is not known,
 // and the answer says so.
 type requests struct {
+	fs      vfs.FS
 	dataDir string
 	tail    *tail
 	log     *logging.Logger
@@ -36,6 +37,8 @@ type requests struct {
 
 	dataMu   sync.Mutex
 	dataLive *journal.Live
+
+	state func() dataState // of the data plane; a test may say what it is
 }
 
 // Errors of a request that was not decided.
@@ -61,7 +64,9 @@ func openRequests(fs vfs.FS, controlDir, dataDir string, t *tail, live *journal.
 	if err != nil {
 		return nil, err
 	}
-	return &requests{dataDir: dataDir, tail: t, log: log, live: live, w: w}, nil
+	q := &requests{fs: fs, dataDir: dataDir, tail: t, log: log, live: live, w: w}
+	q.state = q.look
+	return q, nil
 }
 
 func (q *requests) close() error {
@@ -74,7 +79,7 @@ func (q *requests) close() error {
 func (q *requests) data() *journal.Live {
 	q.dataMu.Lock()
 	defer q.dataMu.Unlock()
-	l, err := journal.OpenLive(vfs.OS, filepath.Join(q.dataDir, "live"))
+	l, err := journal.OpenLive(q.fs, filepath.Join(q.dataDir, "live"))
 	if err != nil {
 		return nil
 	}
@@ -96,7 +101,7 @@ const (
 	dataGone              // nobody holds the lock
 )
 
-func (q *requests) state() dataState {
+func (q *requests) look() dataState {
 	if !journal.Locked(filepath.Join(q.dataDir, "lock")) {
 		return dataGone
 	}
@@ -238,7 +243,7 @@ func (q *requests) lastWord(epoch [16]byte, lsn uint64) (snapshot.Outcome, bool)
 func (q *requests) leftBehind(epoch [16]byte, lsn uint64) bool {
 	position, _, _, _ := q.tail.position()
 	found := false
-	err := journal.Scan(vfs.OS, q.dataDir, "rows", position+1, func(_ uint64, payload []byte) error {
+	err := journal.Scan(q.fs, q.dataDir, "rows", position+1, func(_ uint64, payload []byte) error {
 		here, ofEpoch := false, false
 		err := record.ReadFrame(payload, func(_ int64, e *record.Entry) error {
 			switch e.Kind {

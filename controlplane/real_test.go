@@ -11,7 +11,6 @@ import (
 	"github.com/dnsmesh/dmpd/dataplane/store"
 	"github.com/dnsmesh/dmpd/internal/clock"
 	"github.com/dnsmesh/dmpd/internal/journal"
-	"github.com/dnsmesh/dmpd/internal/record"
 	"github.com/dnsmesh/dmpd/internal/vfs"
 	"github.com/dnsmesh/dmpd/internal/wire"
 )
@@ -59,20 +58,19 @@ func startReal(t testing.TB, dir string, more ...string) *node {
 
 // feeder hands the control plane's logs to the store.
 type feeder struct {
-	t               testing.TB
-	s               *store.Store
-	live            *journal.Live
-	control         string
-	requests, state *journal.Reader
-	epoch           [16]byte
+	t       testing.TB
+	s       *store.Store
+	live    *journal.Live
+	control string
+	state   *journal.Reader
 }
 
 func (f *feeder) run(stop chan struct{}) {
+	requests := f.s.Requests(vfs.OS, f.control)
 	defer func() {
-		for _, r := range []*journal.Reader{f.requests, f.state} {
-			if r != nil {
-				r.Close()
-			}
+		requests.Close()
+		if f.state != nil {
+			f.state.Close()
 		}
 	}()
 	for {
@@ -88,20 +86,7 @@ func (f *feeder) run(stop chan struct{}) {
 			f.live.Ring()
 			return nil
 		})
-		f.read("requests", &f.requests, func(lsn uint64, p []byte) error {
-			if e := f.requests.Epoch(); e != f.epoch {
-				f.epoch = e
-				f.s.SetRequestsEpoch(e)
-			}
-			req, voided, err := record.ReadRequest(append([]byte(nil), p...))
-			if err != nil {
-				return err
-			}
-			if req == nil {
-				return f.s.SubmitVoid(lsn, voided)
-			}
-			return f.s.SubmitRequest(lsn, req, nil)
-		})
+		_, _ = requests.Take() // the data plane tells of an error and tries again, too
 	}
 }
 

@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"github.com/dnsmesh/dmpd/internal/journal"
 	"github.com/dnsmesh/dmpd/internal/killpoint"
 	"github.com/dnsmesh/dmpd/internal/logging"
-	"github.com/dnsmesh/dmpd/internal/record"
 	"github.com/dnsmesh/dmpd/internal/snapshot"
 	"github.com/dnsmesh/dmpd/internal/tsig"
 	"github.com/dnsmesh/dmpd/internal/vfs"
@@ -39,11 +37,10 @@ type taker struct {
 	unknown  error    // why keys cannot be judged, or nil
 	hadState bool     // this node's log says that some state was taken once
 
-	requests  *journal.Reader // the goroutine's alone, as is submitted
-	submitted position        // of the last request handed to the store
-	taken     atomic.Int64    // requests handed to the store, for the metrics
-	stop      chan struct{}
-	done      chan struct{}
+	requests *store.Requests // the goroutine's alone
+	taken    atomic.Int64    // requests handed to the store, for the metrics
+	stop     chan struct{}
+	done     chan struct{}
 }
 
 type position struct {
@@ -64,7 +61,7 @@ func newTaker(dir string, keys *tsig.Table, s *store.Store, live *journal.Live, 
 	t := &taker{dir: dir, keys: keys, store: s, live: live, log: log, stop: make(chan struct{}), done: make(chan struct{})}
 	at := s.Recovered()
 	t.hadState = at.State > 0
-	t.submitted = position{at.RequestsEpoch, at.Requests}
+	t.requests = s.Requests(vfs.OS, dir)
 	t.heard.Store(&heard{})
 	return t
 }
@@ -112,11 +109,10 @@ func (t *taker) close() {
 	<-t.done
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, r := range []*journal.Reader{t.state, t.requests} {
-		if r != nil {
-			r.Close()
-		}
+	if t.state != nil {
+		t.state.Close()
 	}
+	t.requests.Close()
 }
 
 // listen finds the control plane's page. An old one stays mapped, since loops may be looking at it: a page for each start of the control
@@ -288,85 +284,13 @@ func (t *taker) apply(entries []byte) error {
 	})
 }
 
-// request is a frame of the requests log.
-type request struct {
-	lsn    uint64
-	req    *record.Request // nil for a void
-	voided uint64          // the request that a void is for
-}
-
-// takeRequests reads the requests log to its end, and only then hands on what it found, so that a request whose VOID is there is not
-// applied. Only the newest epoch counts: what a control plane left that died without a clean end was never answered.
+// takeRequests hands what is new in the requests log to the store.
 func (t *taker) takeRequests() error {
-	if t.requests == nil {
-		r, err := journal.OpenReader(vfs.OS, t.dir, "requests", 0)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		t.requests = r
+	_, before := t.requests.Position()
+	taken, err := t.requests.Take()
+	t.taken.Add(int64(taken))
+	if epoch, lsn := t.requests.Position(); lsn != before {
+		t.live.SetTaken(journal.TakenRequests, epoch, lsn)
 	}
-	var found []request
-	voids := map[uint64]bool{}
-	for {
-		lsn, payload, ok, err := t.requests.Next()
-		if errors.Is(err, journal.ErrEpoch) {
-			found = found[:0]
-			clear(voids)
-			continue
-		}
-		if errors.Is(err, journal.ErrGone) {
-			// The control plane unlinked what it knows to be taken: go on behind it.
-			t.requests.Close()
-			t.requests = nil
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if !ok {
-			break
-		}
-		req, voided, err := record.ReadRequest(bytes.Clone(payload))
-		if err != nil {
-			return fmt.Errorf("dataplane: requests log, frame %d: %w", lsn, err)
-		}
-		if req == nil {
-			voids[voided] = true
-		}
-		found = append(found, request{lsn, req, voided})
-	}
-	if len(found) == 0 {
-		return nil
-	}
-	epoch := t.requests.Epoch()
-	if t.submitted.epoch != epoch {
-		t.store.SetRequestsEpoch(epoch)
-		t.submitted = position{epoch, 0}
-	}
-	for _, f := range found {
-		if f.lsn <= t.submitted.lsn {
-			continue // before a restart
-		}
-		var err error
-		switch {
-		case f.req == nil:
-			err = t.store.SubmitVoid(f.lsn, f.voided)
-		case voids[f.lsn]:
-			err = t.store.SubmitVoid(f.lsn, f.lsn)
-		default:
-			killpoint.Hit("request-taken")
-			if err = t.store.SubmitRequest(f.lsn, f.req, nil); err == nil {
-				t.taken.Add(1)
-			}
-		}
-		if err != nil {
-			return err
-		}
-		t.submitted.lsn = f.lsn
-	}
-	t.live.SetTaken(journal.TakenRequests, epoch, t.submitted.lsn)
-	return nil
+	return err
 }
