@@ -74,7 +74,7 @@ func (p *nativePeer) run(ctx context.Context) {
 		defer c.CloseIdleConnections()
 	}
 	backoff := backoffMin
-	failures, warned := 0, false
+	failures, warned, strange := 0, false, false // strange: warned of the key
 	for ctx.Err() == nil {
 		select {
 		case <-p.poked:
@@ -84,7 +84,7 @@ func (p *nativePeer) run(ctx context.Context) {
 		err := p.once(ctx, func() {
 			if failures = 0; warned {
 				p.n.o.Log.Info("native replication with a peer works again", "peer", p.peer.ID)
-				warned = false
+				warned, strange = false, false
 			}
 		})
 		if ctx.Err() != nil {
@@ -112,26 +112,33 @@ func (p *nativePeer) run(ctx context.Context) {
 			backoff = backoffMin
 		}
 		// A peer that starts anew ends a session, and is back a moment later: that is no news. One whose key is another one is.
-		if failures++; p.native.Load() && !warned && (failures > 1 || errors.Is(err, errPin)) {
-			warned = true
+		key := errors.Is(err, errPin)
+		if failures++; p.native.Load() && (key && !strange || !warned && failures > 1) {
+			warned, strange = true, strange || key
 			p.n.o.Log.Warn("native replication with a peer fails", "peer", p.peer.ID, "url", p.peer.URL, "err", err)
 		} else {
 			p.n.o.Log.Debug("native replication is interrupted", "peer", p.peer.ID, "err", err)
 		}
-		p.wait(ctx, time.Duration(rand.Int64N(int64(backoff)))) // full jitter: nodes that lost one another together do not come back together
-		backoff = min(2*backoff, backoffMax)
+		// Full jitter: nodes that lost one another together do not come back together.
+		if p.wait(ctx, time.Duration(rand.Int64N(int64(backoff)))) {
+			backoff = backoffMin
+		} else {
+			backoff = min(2*backoff, backoffMax)
+		}
 	}
 }
 
-// wait waits, or less if the peer speaks to us meanwhile.
-func (p *nativePeer) wait(ctx context.Context, d time.Duration) {
+// wait waits, or less if the peer speaks to us meanwhile: then poked.
+func (p *nativePeer) wait(ctx context.Context, d time.Duration) (poked bool) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 	case <-p.poked:
+		return true
 	case <-t.C:
 	}
+	return false
 }
 
 // jitter is a time that differs by at most a fifth.

@@ -430,9 +430,12 @@ type partitionState struct {
 		MomentMs int64  `json:"moment_ms"`
 	} `json:"sum"`
 	Peers []struct {
-		CaughtUp  bool   `json:"caught_up"`
-		Native    bool   `json:"native"`
-		LastError string `json:"last_error"`
+		URL         string `json:"url"`
+		CaughtUp    bool   `json:"caught_up"`
+		Native      bool   `json:"native"`
+		LastError   string `json:"last_error"`
+		Reconnects  int64  `json:"reconnects"`
+		PinFailures int64  `json:"pin_failures"`
 	} `json:"peers"`
 }
 

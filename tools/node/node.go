@@ -63,12 +63,13 @@ const (
 
 // Node is a node whose processes the test starts itself.
 type Node struct {
-	T    testing.TB
-	Dir  string
-	DNS  string // 127.0.0.1:port
-	HTTP string // http://127.0.0.1:port
-	Env  []string
-	Wrap []string // a command that runs another one in its place, such as ip netns exec NAME; nil: none
+	T         testing.TB
+	Dir       string
+	DNS       string // 127.0.0.1:port
+	HTTP      string // http://127.0.0.1:port
+	Env       []string
+	Wrap      []string          // a command that runs another one in its place, such as ip netns exec NAME; nil: none
+	Transport http.RoundTripper // of requests to HTTP; nil: the usual one
 
 	Data, Control *Process
 
@@ -250,7 +251,7 @@ func (n *Node) Status(path string) int {
 
 // Get asks for a path and gives status and body, or 0 and the error.
 func (n *Node) Get(path string) (status int, body string) {
-	c := http.Client{Timeout: 5 * time.Second}
+	c := http.Client{Timeout: 5 * time.Second, Transport: n.Transport}
 	r, err := c.Get(n.HTTP + path)
 	if err != nil {
 		return 0, err.Error()
@@ -265,7 +266,7 @@ func (n *Node) Get(path string) (status int, body string) {
 
 // Post posts a record with the operator's token: the status, 0 if there was no answer.
 func (n *Node) Post(name, value string) int {
-	c := http.Client{Timeout: 30 * time.Second}
+	c := http.Client{Timeout: 30 * time.Second, Transport: n.Transport}
 	req, err := http.NewRequest("POST", n.HTTP+"/v1/records/"+name, strings.NewReader(fmt.Sprintf(`{"value":%q,"ttl":3600}`, value)))
 	if err != nil {
 		n.T.Fatal(err)
