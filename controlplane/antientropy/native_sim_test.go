@@ -36,6 +36,7 @@ type memStore struct {
 	changed  chan struct{}
 	slow     time.Duration // of a sync
 	down     bool
+	ageless  bool // nothing expires
 }
 
 func newMemStore(i int, nowMs func() int64) *memStore {
@@ -93,6 +94,9 @@ func (s *memStore) delete(name, value string) record.Row {
 
 // expire forgets what the data plane forgets; mu is held.
 func (s *memStore) expire() {
+	if s.ageless {
+		return
+	}
 	nowMs := s.nowMs()
 	for id, r := range s.rows {
 		switch st := stateOf(&r).at(nowMs-nowMs%cutMs, s.lifeMs); {
