@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +30,9 @@ type nativePeer struct {
 	kick      chan struct{} // a comparison is wanted
 	poked     chan struct{} // it is worth trying now
 	node      string        // as it said last; n.mu
+	// whole: all up to where the feed began is here, so that a cursor may say so (cluster.md 17.6). A feed that begins at the log's end is not
+	// whole until a comparison finds nothing.
+	whole atomic.Bool
 
 	mu        sync.Mutex
 	st        NativePeerStatus
@@ -181,8 +186,10 @@ func (p *nativePeer) once(ctx context.Context, opened func()) error {
 		n.o.Log.Info("a peer speaks native replication", "peer", p.peer.ID, "url", p.peer.URL)
 	}
 	from := h.LSN
+	p.whole.Store(false)
 	if cursor.URL == p.peer.URL && cursor.Epoch == h.Epoch && cursor.Own == own && cursor.LSN <= h.LSN {
 		from = cursor.LSN
+		p.whole.Store(true)
 	} else if count < h.Count/4 && h.Count >= snapshotMin {
 		place, lsn, err := p.snapshot(ctx, h.Count)
 		switch {
@@ -190,6 +197,7 @@ func (p *nativePeer) once(ctx context.Context, opened func()) error {
 			n.o.Log.Info("no snapshot was taken from a peer; what is missing is fetched", "peer", p.peer.ID, "err", err)
 		case place == epoch:
 			from = lsn
+			p.whole.Store(true)
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -355,6 +363,7 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 			root, same := n.rootAt(m.cutMs)
 			if same && root == m.root {
 				differs = 0
+				p.whole.Store(true)
 			} else if same {
 				differs++
 			}
@@ -377,7 +386,9 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 		default:
 			return fmt.Errorf("%w: a frame of type %d in a feed", errPeer, kind)
 		}
-		n.setCursor(p.peer.ID, cursor)
+		if p.whole.Load() {
+			n.setCursor(p.peer.ID, cursor)
+		}
 		watch.Reset(silence)
 	}
 }
@@ -397,7 +408,7 @@ func (p *nativePeer) take(ctx context.Context, rows []record.Row, feed bool) (re
 	n := p.n
 	nowMs := n.o.NowMs()
 	var good []record.Row
-	var fetch []record.ID
+	told := map[record.ID]record.HLC{}
 	came := map[record.ID]bool{} // with their values
 	for i := range rows {
 		r := rows[i]
@@ -419,7 +430,7 @@ func (p *nativePeer) take(ctx context.Context, rows []record.Row, feed bool) (re
 		case r.RDATA != nil:
 			came[id] = true
 		case !came[id] && !n.has(id):
-			fetch = append(fetch, id)
+			told[id] = r.Add
 			continue
 		}
 		r.Origin = rows[i].Origin
@@ -427,11 +438,24 @@ func (p *nativePeer) take(ctx context.Context, rows []record.Row, feed bool) (re
 	}
 	bad, err := p.merge(ctx, good, nowMs)
 	refused = append(refused, bad...)
-	if err == nil && feed && len(fetch) > 0 {
-		_, err = p.fetch(ctx, fetch)
+	for try := 0; err == nil && feed && len(told) > 0; try++ {
+		if try == behindTries {
+			p.whole.Store(false) // a comparison brings them, or finds that they ended there
+			break
+		}
+		if try > 0 {
+			sleep(ctx, behindPause)
+		}
+		_, err = p.fetch(ctx, slices.Collect(maps.Keys(told)), told)
 	}
 	return refused, err
 }
+
+// How often, and after what pause, a peer is asked for a value whose refresh its feed has sent: its index is some ms behind.
+const (
+	behindTries = 5
+	behindPause = 100 * time.Millisecond
+)
 
 // has says whether the value of an element is here.
 func (n *Native) has(id record.ID) bool {
@@ -581,7 +605,7 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 	flush := func(all bool) error {
 		for len(want) >= idsMax || all && len(want) > 0 {
 			k := min(len(want), idsMax)
-			got, err := p.fetch(ctx, want[:k])
+			got, err := p.fetch(ctx, want[:k], nil)
 			if err != nil {
 				return err
 			}
@@ -667,6 +691,9 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 			s.Differences++
 		}
 	})
+	if different == 0 && !progress {
+		p.whole.Store(true)
+	}
 	return progress, false, flush(true)
 }
 
@@ -738,8 +765,9 @@ func (p *nativePeer) sent(bytes, frames int) {
 	p.set(func(s *NativePeerStatus) { s.BytesOut += int64(bytes) })
 }
 
-// fetch has elements sent. What does not come is not asked for again for a while.
-func (p *nativePeer) fetch(ctx context.Context, ids []record.ID) (got int, err error) {
+// fetch has elements sent. Of those that the peer listed, what does not come is not asked for again for a while. Of those that its feed told
+// of, with the stamps in told, it may still send nothing or what was before, since its index follows its log: those stay in told.
+func (p *nativePeer) fetch(ctx context.Context, ids []record.ID, told map[record.ID]record.HLC) (got int, err error) {
 	var body []byte
 	open := map[record.ID]bool{}
 	for _, id := range ids {
@@ -753,6 +781,9 @@ func (p *nativePeer) fetch(ctx context.Context, ids []record.ID) (got int, err e
 				return fmt.Errorf("%w: a row that was not asked for", errPeer)
 			}
 			delete(open, id)
+			if max(rows[i].Add, rows[i].Del) >= told[id] {
+				delete(told, id)
+			}
 		}
 		refused, err := p.take(ctx, rows, false)
 		got += len(rows) - len(refused)
@@ -761,6 +792,8 @@ func (p *nativePeer) fetch(ctx context.Context, ids []record.ID) (got int, err e
 	})
 	if err == nil {
 		p.sent(len(body), 0)
+	}
+	if err == nil && told == nil {
 		for id := range open {
 			p.refuse(id, p.n.o.NowMs(), ReasonAbsent, "the peer lists it and does not send it")
 		}

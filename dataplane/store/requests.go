@@ -50,7 +50,7 @@ type request struct {
 // the newest epoch counts: what a control plane left that died without a clean end was never answered. taken counts requests.
 func (q *Requests) Take() (taken int, err error) {
 	if q.r == nil {
-		r, err := journal.OpenReader(q.fs, q.dir, "requests", 0)
+		r, err := journal.OpenNewest(q.fs, q.dir, "requests")
 		if errors.Is(err, os.ErrNotExist) {
 			return taken, nil
 		}
@@ -75,6 +75,8 @@ func (q *Requests) Take() (taken int, err error) {
 			return taken, nil
 		}
 		if err != nil {
+			// This log is not synced. After a power cut it may be damaged until the control plane begins a new epoch: look for that.
+			q.Close()
 			return taken, err
 		}
 		if !ok {

@@ -57,6 +57,32 @@ func OpenReader(fs vfs.FS, dir, name string, from uint64) (*Reader, error) {
 	return r, nil
 }
 
+// OpenNewest stands before the first frame that there is of the newest epoch. What older epochs left does not matter to it, and may be damaged.
+func OpenNewest(fs vfs.FS, dir, name string) (*Reader, error) {
+	firsts, err := listSegments(fs, dir, name)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	if len(firsts) == 0 {
+		return OpenReader(fs, dir, name, 0)
+	}
+	r := &Reader{fs: fs, dir: dir, name: name}
+	at := len(firsts) - 1
+	if err := r.open(firsts[at]); err != nil {
+		return nil, err
+	}
+	for epoch := r.h.epoch; at > 0; at-- {
+		if err := r.open(firsts[at-1]); err != nil || r.h.epoch != epoch {
+			break
+		}
+	}
+	if err := r.open(firsts[at]); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
 // open maps a segment and stands at its first frame.
 func (r *Reader) open(first uint64) error {
 	path := segmentPath(r.dir, r.name, first)

@@ -46,6 +46,7 @@ type node struct {
 	buf     []byte // as seen now
 	durable []byte
 	writes  []write
+	cut     bool   // it became shorter since
 	mapped  []span // written through mappings
 	mtimeMs int64
 }
@@ -104,7 +105,9 @@ func (s *Sim) OpenFile(name string, flag int, _ os.FileMode) (vfs.File, error) {
 		d.change(func(m map[string]*node) { m[base] = n })
 	}
 	if flag&os.O_TRUNC != 0 {
-		n.buf = n.buf[:0]
+		n.mu.Lock()
+		n.buf, n.cut = n.buf[:0], true
+		n.mu.Unlock()
 	}
 	return &file{s, n, name}, nil
 }
@@ -210,7 +213,7 @@ func (s *Sim) Crash() *Sim {
 func (n *node) crash(rng *rand.Rand) *node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	buf := make([]byte, len(n.durable), max(16<<10, len(n.durable), len(n.buf)))
+	buf := make([]byte, len(n.durable), max(16<<10, cap(n.buf))) // who maps it next to read is not left behind by who maps it to write
 	copy(buf, n.durable)
 	put := func(off int64, data []byte) {
 		if end := int(off) + len(data); end > len(buf) {
@@ -262,7 +265,7 @@ func (s *Sim) Cut(name string, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.dir(filepath.Dir(name)).entries[filepath.Base(name)]
-	n.buf = n.buf[:size]
+	n.buf, n.cut = n.buf[:size], true
 	n.durable = n.durable[:min(size, int64(len(n.durable)))]
 }
 
@@ -322,7 +325,19 @@ func (f *file) Sync() error {
 	}
 	f.n.mu.Lock()
 	defer f.n.mu.Unlock()
-	f.n.durable, f.n.writes = slices.Clone(f.n.buf), nil
+	n := f.n
+	if n.cut || len(n.durable) > len(n.buf) {
+		n.durable, n.writes, n.cut = slices.Clone(n.buf), nil, false
+		return nil
+	}
+	n.durable = append(n.durable, n.buf[len(n.durable):]...)
+	for _, w := range n.writes {
+		copy(n.durable[w.off:], n.buf[w.off:w.off+int64(len(w.data))])
+	}
+	for _, m := range n.mapped {
+		copy(n.durable[m.off:], n.buf[m.off:min(m.off+m.n, len(n.buf))])
+	}
+	n.writes = nil
 	return nil
 }
 
