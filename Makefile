@@ -5,7 +5,7 @@ LDFLAGS  := -s -w -X github.com/dnsmesh/dmpd/internal/config.Version=$(VERSION)
 BINARIES := dmpd dmp-dataplane dmp-controlplane dmp-bench
 FUZZTIME ?= 30s
 
-.PHONY: help build build-testclock run test race lint vectors interop partition scaling bench bench-draw bench-compare bench-peers fuzz fuzz-list clean
+.PHONY: help build build-testclock run test race lint vectors interop partition seeds scaling bench bench-draw bench-compare bench-peers fuzz fuzz-list clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ interop: build ## real peers: the stock client, dig, kdig, nsupdate, knsupdate, 
 
 partition: ## three nodes whose network is cut for a minute under writes, deletes and kill -9 (root, Linux)
 	DMP_PARTITION=60s $(GO) test -timeout 15m -count=1 -run '^TestPartition$$' -v ./tools/crash
+
+seeds: ## clusters on file systems that forget, a thousand of them (SEEDS=)
+	DMP_SEEDS=$(or $(SEEDS),1000) $(GO) test -timeout 30m -count=1 -run '^TestForgetting$$' -v ./controlplane
 
 scaling: ## the simulation of docs/scaling.md: its table and plot anew (some minutes, 6 GB)
 	DMP_SCALING=$(CURDIR)/docs $(GO) test -timeout 60m -count=1 -run '^TestScaling$$' -v ./controlplane/antientropy
