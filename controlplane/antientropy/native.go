@@ -55,6 +55,7 @@ const (
 	snapshotMin   = 10_000
 	refusedMax    = 100_000           // of one peer, remembered
 	refusedForMs  = 10 * 60_000       // until they are tried again
+	absentForMs   = 5_000             // until what a peer listed and did not send is
 	requestsRound = 4 * treeNodes     // elements of the tree that one comparison may ask about
 	listsRound    = 20_000_000        // elements that a peer may list in one comparison
 	nodeLabel     = "dmpd node 1\x00" //
@@ -250,7 +251,7 @@ func (n *Native) swap(ctx context.Context, all *sync.WaitGroup, list []Peer) {
 			was.cancel()
 		}
 		peerCtx, cancel := context.WithCancel(ctx)
-		np := &nativePeer{n: n, peer: p, transport: n.o.Transport(p), cancel: cancel, kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), refused: map[record.ID]int64{}}
+		np := &nativePeer{n: n, peer: p, transport: n.o.Transport(p), cancel: cancel, kick: make(chan struct{}, 1), poked: make(chan struct{}, 1), refused: map[record.ID]pass{}}
 		n.peers[p.ID] = np
 		all.Go(func() { defer cancel(); np.run(peerCtx) })
 	}

@@ -36,8 +36,14 @@ type nativePeer struct {
 
 	mu        sync.Mutex
 	st        NativePeerStatus
-	connected bool                // its feed was open once
-	refused   map[record.ID]int64 // until when they are not asked for again
+	connected bool // its feed was open once
+	refused   map[record.ID]pass
+}
+
+// pass is an element that is not asked for again for a while.
+type pass struct {
+	untilMs int64
+	absent  bool // the peer lists it and did not send it, most likely since its index is some ms behind
 }
 
 // Errors of a peer.
@@ -532,13 +538,17 @@ func (p *nativePeer) refuse(id record.ID, nowMs int64, reason Reason, why string
 		p.n.o.Log.Debug("a row of a peer is refused", "peer", p.peer.ID, "id", hex.EncodeToString(id[:]), "why", why)
 	}
 	if len(p.refused) >= refusedMax {
-		for id, until := range p.refused { // what is over; and one more in any case
-			if delete(p.refused, id); until > nowMs {
+		for id, r := range p.refused { // what is over; and one more in any case
+			if delete(p.refused, id); r.untilMs > nowMs {
 				break
 			}
 		}
 	}
-	p.refused[id] = nowMs + refusedForMs
+	r := pass{nowMs + refusedForMs, reason == ReasonAbsent}
+	if r.absent {
+		r.untilMs = nowMs + absentForMs
+	}
+	p.refused[id] = r
 }
 
 // merge has rows joined in, some hundred KiB at a time.
@@ -614,7 +624,7 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 		}
 		return nil
 	}
-	asked, listed, different := 0, 0, 0
+	asked, listed, different, absent := 0, 0, 0, false
 	for asks := []ask{{0, 0, root}}; len(asks) > 0; {
 		k := min(len(asks), asksMax)
 		if asked += k; asked > requestsRound {
@@ -668,8 +678,8 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 				if listed += count; listed > listsRound {
 					return progress, false, fmt.Errorf("%w: it lists no end of elements", errPeer)
 				}
-				ids, fresh := p.missing(answer[:count*stateLen], cut)
-				progress = progress || fresh
+				ids, fresh, away := p.missing(answer[:count*stateLen], cut)
+				progress, absent = progress || fresh, absent || away
 				different += len(ids)
 				want = append(want, ids...)
 				answer = answer[count*stateLen:]
@@ -691,15 +701,15 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 			s.Differences++
 		}
 	})
-	if different == 0 && !progress {
+	if different == 0 && !progress && !absent {
 		p.whole.Store(true)
 	}
 	return progress, false, flush(true)
 }
 
 // missing gives the elements of a list that would change something here. fresh: some are so young that the feed most likely has them on
-// its way.
-func (p *nativePeer) missing(list []byte, cut int64) (ids []record.ID, fresh bool) {
+// its way. absent: some are not asked for now, although they will be.
+func (p *nativePeer) missing(list []byte, cut int64) (ids []record.ID, fresh, absent bool) {
 	n := p.n
 	nowMs := n.o.NowMs()
 	n.mu.Lock()
@@ -715,8 +725,9 @@ func (p *nativePeer) missing(list []byte, cut int64) (ids []record.ID, fresh boo
 		if have.join(s).at(cut, n.lifeMs) == have {
 			continue
 		}
-		if until, ok := p.refused[id]; ok {
-			if until > nowMs {
+		if r, ok := p.refused[id]; ok {
+			if r.untilMs > nowMs {
+				absent = absent || r.absent
 				continue
 			}
 			delete(p.refused, id)
@@ -727,7 +738,7 @@ func (p *nativePeer) missing(list []byte, cut int64) (ids []record.ID, fresh boo
 		}
 		ids = append(ids, id)
 	}
-	return ids, fresh
+	return ids, fresh, absent
 }
 
 func (p *nativePeer) ask(ctx context.Context, body []byte) ([]byte, error) {
