@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/dnsmesh/dmpd/internal/vfs"
 )
 
 // originFile holds the node's id as an origin of rows, 8 random bytes, made once.
@@ -32,6 +34,9 @@ func Origin(dir string) (id [8]byte, err error) {
 	}
 	if err == nil {
 		err = os.Rename(temporary, path)
+	}
+	if err == nil {
+		err = vfs.OS.SyncDir(dir)
 	}
 	if err != nil {
 		return id, fmt.Errorf("store: %w", err)
