@@ -193,9 +193,11 @@ func writeNode(z Zone, dir string) error {
 	for i := 0; i < z.Names; i += perFrame {
 		var es []record.Entry
 		for j := i; j < min(i+perFrame, z.Names); j++ {
-			rdata := record.AppendRDATA(nil, z.value(uint64(j)))
-			hlc = hlc.Next(now)
-			es = append(es, record.Entry{Kind: record.KindPut, Row: record.Row{Name: z.owner(uint64(j)), RDATA: rdata, Hash: record.HashOf(rdata), Add: hlc, ExpMs: now + 86_400_000, Origin: [8]byte{1}}})
+			for _, v := range z.values(uint64(j)) {
+				rdata := record.AppendRDATA(nil, v)
+				hlc = hlc.Next(now)
+				es = append(es, record.Entry{Kind: record.KindPut, Row: record.Row{Name: z.owner(uint64(j)), RDATA: rdata, Hash: record.HashOf(rdata), Add: hlc, ExpMs: now + 86_400_000, Origin: [8]byte{1}}})
+			}
 		}
 		frame = record.AppendFrame(frame[:0], now+int64(i/perFrame), es)
 		if _, err := w.Append(frame); err != nil {

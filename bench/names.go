@@ -19,13 +19,16 @@ import (
 type Zone struct {
 	Name  string // without the trailing dot
 	Names int
+	Set   int  // TXT records at each name; 0: one
 	Plain bool // names at which any text may stand; nodes take no text like this at a slot from each other
 }
 
 const (
-	valueLen = 300
-	ttlSec   = 300
-	typeTXT  = 16
+	valueLen     = 300
+	ttlSec       = 300
+	updateTTLSec = 7200 // of what is added under load, and asked for at the end of the longest
+	typeTXT      = 16
+	tcBit        = 2 // of a message's third byte
 )
 
 // mix spreads numbers (splitmix64), so that names come in no order.
@@ -60,13 +63,23 @@ func (z Zone) value(i uint64) []byte {
 	return b
 }
 
+// values are all texts at name number i.
+func (z Zone) values(i uint64) [][]byte {
+	all := make([][]byte, max(z.Set, 1))
+	for j := range all {
+		all[j] = z.value(i + uint64(j)<<44)
+	}
+	return all
+}
+
 // Master writes the zone as a file that NSD, Knot and BIND read.
 func (z Zone) Master(w io.Writer) error {
 	b := bufio.NewWriterSize(w, 1<<20)
 	fmt.Fprintf(b, "$ORIGIN %s.\n$TTL %d\n@ IN SOA ns hostmaster 1 3600 600 86400 60\n@ IN NS ns\nns IN A 127.0.0.1\n", z.Name, ttlSec)
 	for i := range uint64(z.Names) {
-		v := z.value(i)
-		fmt.Fprintf(b, "%s TXT %q %q\n", z.label(i), v[:255], v[255:])
+		for _, v := range z.values(i) {
+			fmt.Fprintf(b, "%s TXT %q %q\n", z.label(i), v[:255], v[255:])
+		}
 	}
 	return b.Flush()
 }
@@ -87,6 +100,7 @@ type Mix struct {
 	size   []uint8
 	number []uint64
 	check  int
+	cut    bool // answers are wanted that do not fit a datagram: with TC
 }
 
 const (
@@ -135,15 +149,23 @@ func (m *Mix) Check(k uint32, reply []byte) error {
 		}
 		return nil
 	}
-	if rcode != 0 || answers != 1 {
+	if m.cut {
+		if rcode != 0 || reply[2]&tcBit == 0 {
+			return fmt.Errorf("rcode %d without TC for an answer that does not fit", rcode)
+		}
+		return nil
+	}
+	if rcode != 0 || int(answers) != max(m.zone.Set, 1) {
 		return fmt.Errorf("rcode %d with %d answers for name %d", rcode, answers, m.number[i])
 	}
 	if m.check++; m.check%checkEvery != 0 {
 		return nil
 	}
-	rdata := record.AppendRDATA(nil, m.zone.value(m.number[i]))
-	if rest := reply[12+len(question):]; !strings.Contains(string(rest), string(rdata)) {
-		return fmt.Errorf("name %d has another value than was stored", m.number[i])
+	for _, v := range m.zone.values(m.number[i]) {
+		rdata := record.AppendRDATA(nil, v)
+		if rest := reply[12+len(question):]; !strings.Contains(string(rest), string(rdata)) {
+			return fmt.Errorf("name %d has another value than was stored", m.number[i])
+		}
 	}
 	return nil
 }

@@ -142,7 +142,7 @@ func (s *Server) await(z Zone) error {
 		default:
 		}
 		reply, err := s.ask(client, question)
-		if err == nil && (s.Echo || reply.Rcode == dns.RcodeSuccess && len(reply.Answer) == 1) {
+		if err == nil && (s.Echo || reply.Rcode == dns.RcodeSuccess && (len(reply.Answer) == 1 || z.Set > 0 && reply.Truncated)) {
 			s.Ready = time.Since(s.began)
 			return nil
 		}

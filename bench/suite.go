@@ -58,6 +58,7 @@ type scenario struct {
 	misses  int
 	qps     float64
 	sockets int    // 0: 8
+	set     int    // TXT records at each name; 0: one
 	lab     bool   // servers and load in namespaces of their own
 	most    int    // rounds, if fewer than asked for
 	ours    string // what the others are compared with; dmpd if empty
@@ -68,6 +69,8 @@ type scenario struct {
 var scenarios = []scenario{
 	{name: "udp", title: "UDP, 90 % of the names exist", quick: true, misses: 10, workers: 1, pinned: true,
 		note: "Closed loop, 8 client addresses, 128 queries under way, one worker."},
+	{name: "hit", title: "UDP, every name exists", misses: 0, workers: 1, pinned: true, most: 3,
+		note: "As above."},
 	{name: "nxdomain", title: "UDP, no name exists", quick: true, misses: 100, workers: 1, pinned: true,
 		note: "As above."},
 	{name: "udp-ports", title: "UDP, every question from a port of its own", misses: 10, sockets: 128, workers: 1, pinned: true,
@@ -84,6 +87,8 @@ var scenarios = []scenario{
 		note: "Open loop: a latency counts from when the query was due. The first columns say what such thin load costs. On two virtual cores the tail is the machine's: read it beside the echo's."},
 	{name: "tcp", title: "TCP, pipelined", quick: true, tcp: true, misses: 10, workers: 1, pinned: true,
 		note: "16 connections that stay, 16 queries under way on each."},
+	{name: "large", title: "RRsets that fit no datagram: TC, then TCP", tcp: true, set: 16, workers: 1, pinned: true, most: 3,
+		note: "2,000 names with 16 TXT records of 300 bytes each. As many queries are answered over UDP, with TC, as over TCP, 16 connections with 16 queries under way on each: one of both is counted as one."},
 	{name: "tcp-one", title: "TCP, one query a connection", quick: true, tcp: true, one: true, misses: 10, workers: 1, pinned: true, most: 3,
 		note: "Connect, query, reply, close, in that order and by the client; 10 connections under way, since no more wait to be accepted by Knot, from 4,000 client addresses in turn; three rounds at most. Latencies count from before the connection."},
 	{name: "update", title: "UPDATE under TSIG, one new record of 300 bytes each, 64 under way", quick: true, update: true, workers: 1, pinned: true,
@@ -132,6 +137,9 @@ func (c *cell) add(r *Result) {
 	}
 	c.latency.n += r.Latency.n
 }
+
+// largeNames are those with large RRsets.
+const largeNames = 2000
 
 func median(v []float64) float64 {
 	if len(v) == 0 {
@@ -270,6 +278,11 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		fmt.Fprintln(s.Progress)
 		return s.replications(sc, f, dir, all)
 	}
+	if sc.set > 0 {
+		large := *f
+		large.zone.Set, large.zone.Names = sc.set, min(f.zone.Names, largeNames)
+		f = &large
+	}
 	out := "" // what was left out
 	if sc.lab {
 		l, err := newLab(f.cores)
@@ -365,7 +378,17 @@ func (s *Suite) load(sc *scenario, f *field, server *Server, round int) (Result,
 			sources = append(sources, NewMix(server.zone, sc.misses, seed+i<<20))
 		}
 		return server.timed(func() (Result, error) {
-			return TCPLoad{Target: server.Addr, Duration: s.round(sc), Conns: len(sources), Pipeline: 16}.Run(func(i int) Source { return sources[i] })
+			r, err := TCPLoad{Target: server.Addr, Duration: s.round(sc), Conns: len(sources), Pipeline: 16}.Run(func(i int) Source { return sources[i] })
+			if sc.set == 0 || err != nil || r.Wrong > 0 || r.Answered == 0 {
+				return r, err
+			}
+			src := NewMix(server.zone, 0, seed)
+			src.cut = true
+			u, err := Load{Target: server.Addr, Duration: time.Minute, Window: 128, Sockets: 8, Messages: r.Answered}.Run(src)
+			u.Answered = min(u.Answered, r.Answered)
+			u.Bytes, u.Elapsed, u.OwnCPU = u.Bytes+r.Bytes, u.Elapsed+r.Elapsed, u.OwnCPU+r.OwnCPU
+			u.Latency = Histogram{}
+			return u, err
 		})
 	case sc.claims:
 		const n = 60_000

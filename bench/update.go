@@ -46,7 +46,7 @@ func (u *Updates) sign(k uint32, nowSec int64) ([]byte, error) {
 	m := new(dns.Msg)
 	m.SetUpdate(u.zone.Name + ".")
 	m.Id = uint16(k)
-	m.Ns = []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: u.zone.label(i) + "." + u.zone.Name + ".", Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: ttlSec},
+	m.Ns = []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: u.zone.label(i) + "." + u.zone.Name + ".", Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: updateTTLSec},
 		Txt: []string{string(v[:255]), string(v[255:])}}}
 	m.SetTsig(keyName+"."+u.zone.Name+".", dns.HmacSHA256, 300, nowSec)
 	b, _, err := dns.TsigGenerate(m, keySecret, "", false)
