@@ -743,11 +743,11 @@ func forget(t *testing.T, seed uint64) (acked, claims int) {
 
 // TestForgetting: processes that are killed and machines that lose power at any change of a file, partitions, lost requests, under
 // publishes and deletes: then all nodes hold the same, nothing that was acknowledged is missing, nothing that was deleted is back, and no
-// cursor says more than there is. DMP_SEEDS says how many (40).
+// cursor says more than there is. DMP_SEEDS says how many (20).
 func TestForgetting(t *testing.T) {
-	seeds, first := uint64(40), uint64(0)
+	seeds, first := uint64(20), uint64(0)
 	if testing.Short() {
-		seeds = 10
+		seeds = 5
 	}
 	if s := os.Getenv("DMP_SEEDS"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 32)
