@@ -35,6 +35,7 @@ type nativePeer struct {
 	whole atomic.Bool
 
 	mu        sync.Mutex
+	doubts    int // how often something of the feed had to be left to a comparison
 	st        NativePeerStatus
 	connected bool // its feed was open once
 	refused   map[record.ID]pass
@@ -369,7 +370,9 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 			root, same := n.rootAt(m.cutMs)
 			if same && root == m.root {
 				differs = 0
-				p.whole.Store(true)
+				if m.lsn >= cursor.LSN { // the peer's sums are of all that its feed has sent
+					p.whole.Store(true)
+				}
 			} else if same {
 				differs++
 			}
@@ -446,7 +449,7 @@ func (p *nativePeer) take(ctx context.Context, rows []record.Row, feed bool) (re
 	refused = append(refused, bad...)
 	for try := 0; err == nil && feed && len(told) > 0; try++ {
 		if try == behindTries {
-			p.whole.Store(false) // a comparison brings them, or finds that they ended there
+			p.doubt() // a comparison brings them, or finds that they ended there
 			break
 		}
 		if try > 0 {
@@ -455,6 +458,14 @@ func (p *nativePeer) take(ctx context.Context, rows []record.Row, feed bool) (re
 		_, err = p.fetch(ctx, slices.Collect(maps.Keys(told)), told)
 	}
 	return refused, err
+}
+
+// doubt says that something up to where the feed is may be missing.
+func (p *nativePeer) doubt() {
+	p.mu.Lock()
+	p.doubts++
+	p.whole.Store(false)
+	p.mu.Unlock()
 }
 
 // How often, and after what pause, a peer is asked for a value whose refresh its feed has sent: its index is some ms behind.
@@ -611,6 +622,9 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 	n.tree.advance(n.clockMs())
 	cut, root = n.tree.ms, n.tree.root()
 	n.mu.Unlock()
+	p.mu.Lock()
+	doubts := p.doubts
+	p.mu.Unlock()
 	var want []record.ID
 	flush := func(all bool) error {
 		for len(want) >= idsMax || all && len(want) > 0 {
@@ -702,7 +716,11 @@ func (p *nativePeer) compareOnce(ctx context.Context) (progress, again bool, err
 		}
 	})
 	if different == 0 && !progress && !absent {
-		p.whole.Store(true)
+		p.mu.Lock()
+		if doubts == p.doubts { // what came into doubt meanwhile was perhaps not compared
+			p.whole.Store(true)
+		}
+		p.mu.Unlock()
 	}
 	return progress, false, flush(true)
 }

@@ -205,10 +205,10 @@ func (n *Native) serveFeed(w http.ResponseWriter, r *http.Request, c *caller) {
 	n.feed(ctx, o, frames, from, acks)
 }
 
-// sendMark says that everything up to lsn was sent, and how this node stands.
+// sendMark says that everything up to lsn was sent, and how this node stands: as far as both is so, since the sums may be some ms behind.
 func (o *out) sendMark(lsn uint64) error {
 	m, _ := o.n.stand()
-	m.lsn = lsn
+	m.lsn = min(m.lsn, lsn)
 	return o.frame(frameMark, m.append(nil))
 }
 
