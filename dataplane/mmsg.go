@@ -37,7 +37,7 @@ type segment struct {
 // lie outside the heap, where a page is only there once it was written to.
 //
 // Replies of one length to one port are one message to the kernel, which cuts it into datagrams (UDP_SEGMENT) behind most of its work:
-// a forwarder that asks from few ports costs half. Where each question has a port of its own, every message is one reply.
+// what asks from few ports costs a fifth less. Where each question has a port of its own, every message is one reply.
 type batch struct {
 	mem     []byte
 	in      [batchMax]mmsghdr

@@ -300,7 +300,7 @@ func plotScaling(runs []*scaleRun) string {
 	whole := byRecords(func(r *scaleRun) float64 { return r.newBytes * float64(r.records) })
 	work := byRecords(func(r *scaleRun) float64 { return r.newCPU * float64(r.records) / 1e6 })
 	panels := []panel{
-		{"A record at all nodes, p99", "nodes", "ms", one, func(x float64) float64 { return first(one) * (1 + math.Log(x/3)/10) }, 3, 100},
+		{"A record at all nodes, p99", "nodes", "ms", one, func(float64) float64 { return first(one) }, 3, 100},
 		{"Bytes sent for a record, all nodes", "nodes", "bytes", out, func(x float64) float64 { return first(out) / 2 * (x - 1) }, 3, 100},
 		{"At rest, a node", "nodes", "bytes / s", idle, func(x float64) float64 { return first(idle) / 2 * (x - 1) }, 3, 100},
 		{"1,000 missed, no cursor", "records", "bytes", back, backModel(back), 1e4, 1e7},
@@ -350,14 +350,11 @@ func plotScaling(runs []*scaleRun) string {
 	return b.String()
 }
 
-// backModel: what is missing itself, and with each of them the elements of its leaf, of which the tree has 65,536. That second part is as
-// in the last run.
+// backModel: what is missing itself, and with each of them the elements of its leaf, which grow with the records; through the first and the
+// last run.
 func backModel(d [][2]float64) func(x float64) float64 {
 	first, last := d[0], d[len(d)-1]
-	slope := 0.0
-	if len(d) > 1 {
-		slope = max(0, last[1]-first[1]) / (last[0] - first[0])
-	}
+	slope := (last[1] - first[1]) / (last[0] - first[0])
 	return func(x float64) float64 { return first[1] + slope*(x-first[0]) }
 }
 

@@ -256,8 +256,8 @@ func (s *Store) Stats() Stats {
 		Bytes: s.tree.arena.live.Load(), ArenaBytes: g.arena.Load(), LogBytes: g.logBytes.Load(), SnapshotBytes: g.snapBytes.Load(),
 		Groups: g.groups.Load(), Messages: g.messages.Load(), FailSyncs: g.failSyncs.Load(),
 		SyncNs: g.syncNs.Load(), SyncMaxNs: g.syncMaxNs.Load(), Expired: g.expired.Load(), Snapshots: g.snapshots.Load(),
-		Waiting: int64(len(s.updates) + len(s.requests)), ReadOnly: g.readOnly.Load(),
-		Serial: s.serial.Load(), LSN: s.log.Committed(), FeedMs: g.feedMs.Load(),
+		ReadOnly: g.readOnly.Load(),
+		Serial:   s.serial.Load(), LSN: s.log.Committed(), FeedMs: g.feedMs.Load(),
 	}
 }
 

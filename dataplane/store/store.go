@@ -59,8 +59,7 @@ type Stats struct {
 	Groups, Messages, FailSyncs int64 // groups committed, messages decided, groups dropped because a write or sync failed
 	SyncNs, SyncMaxNs           int64 // in all, and the longest
 	Expired, Snapshots          int64
-	Waiting                     int64 // hand-overs in the queues
-	ReadOnly                    bool  // disk space is below the low-water mark, or the log cannot be written
+	ReadOnly                    bool // disk space is below the low-water mark, or the log cannot be written
 	Serial                      uint32
 	LSN                         uint64
 	FeedMs                      int64
