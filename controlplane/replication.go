@@ -50,7 +50,7 @@ type replication struct {
 	again      bool // a manifest came while one refreshed
 	running    *runningPuller
 	native     atomic.Pointer[runningNative] // nil: not spoken
-	later      bool                          // native replication is wanted and cannot begin yet
+	later      atomic.Bool                   // native replication is wanted and has not begun yet
 	settled    atomic.Bool                   // what is installed was read once: from then on nil means not spoken
 	wg         sync.WaitGroup
 }
@@ -128,7 +128,7 @@ func (r *replication) refresh() {
 			}
 			r.mu.Lock()
 			r.reconsider()
-			if err == nil && r.later {
+			if err == nil && r.later.Load() {
 				err = errAway
 			}
 			if err == nil {
@@ -203,7 +203,7 @@ func (r *replication) reconsiderNative(wanted bool) {
 	mode := c.String("SYNC_NATIVE")
 	origin, err := readOrigin(r.s.dataDir)
 	wanted = wanted && mode != "off"
-	r.later = wanted && err != nil // the data plane has not made its folder yet
+	r.later.Store(wanted && err != nil) // the data plane has not made its folder yet
 	wanted = wanted && err == nil
 	of := ""
 	if wanted {
@@ -214,6 +214,8 @@ func (r *replication) reconsiderNative(wanted bool) {
 		return
 	}
 	if old != nil {
+		r.later.Store(wanted)
+		defer r.later.Store(false)
 		r.native.Store(nil)
 		old.cancel()
 		<-old.done
@@ -245,9 +247,12 @@ func (r *replication) reconsiderNative(wanted bool) {
 	})
 }
 
-func (r *replication) speaksNative(peerID string) bool {
+func (r *replication) speaksNative(peerID string) (native, known bool) {
 	n := r.native.Load()
-	return n != nil && n.Speaks(peerID)
+	if n == nil {
+		return false, !r.later.Load()
+	}
+	return n.Speaks(peerID)
 }
 
 // serveNative answers /v2/sync/*; where it is not spoken, as any other path that there is not. A node that has not begun yet says so: a 404 would

@@ -234,7 +234,7 @@ type PullerOptions struct {
 	Manifests  Installer
 	BaseDomain func() string // "" while it is not known: then peers are not asked for their manifest
 	Settings   func() Settings
-	Native     func(peerID string) bool // the peer speaks native replication now, and is not pulled from; nil: none does
+	Native     func(peerID string) (native, known bool) // whether it speaks native replication; only known ones that do not are pulled from. nil: none does
 	NowMs      func() int64
 	Log        *logging.Logger
 }

@@ -492,10 +492,13 @@ func (n *Native) poke(node string) {
 	}
 }
 
-// Speaks says whether a peer is known to speak this, so that the puller leaves it alone.
-func (n *Native) Speaks(peerID string) bool {
+// Speaks says whether a peer speaks this; known is false as long as it has not said. The puller leaves those alone of which it is so or may be.
+func (n *Native) Speaks(peerID string) (native, known bool) {
 	n.mu.Lock()
 	p := n.peers[peerID]
 	n.mu.Unlock()
-	return p != nil && p.native.Load()
+	if p == nil {
+		return false, true
+	}
+	return p.native.Load(), p.known.Load()
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -27,6 +28,7 @@ type nativePeer struct {
 	transport http.RoundTripper
 	cancel    context.CancelFunc
 	native    atomic.Bool
+	known     atomic.Bool   // it has said whether it is native
 	kick      chan struct{} // a comparison is wanted
 	poked     chan struct{} // it is worth trying now
 	node      string        // as it said last; n.mu
@@ -101,6 +103,9 @@ func (p *nativePeer) run(ctx context.Context) {
 		})
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errNotNative) || errors.Is(err, errPeer) {
+			p.known.Store(true)
 		}
 		p.set(func(s *NativePeerStatus) {
 			s.Connected, s.Converged = false, false
@@ -189,6 +194,7 @@ func (p *nativePeer) once(ctx context.Context, opened func()) error {
 	if !ready {
 		return errNotReady
 	}
+	p.known.Store(true)
 	if !p.native.Swap(true) {
 		n.o.Log.Info("a peer speaks native replication", "peer", p.peer.ID, "url", p.peer.URL)
 	}
@@ -273,10 +279,19 @@ func (p *nativePeer) hello(ctx context.Context) (h helloAnswer, err error) {
 	defer cancel()
 	r, err := p.request(ctx, http.MethodGet, "/v2/sync/hello", nil)
 	if err != nil {
+		// What there is, but speaks no HTTP/2, is no node of ours.
+		if op := (*net.OpError)(nil); !errors.As(err, &op) || op.Op != "dial" {
+			p.known.Store(true)
+		}
 		return h, err
 	}
 	defer r.Body.Close()
-	if r.StatusCode != http.StatusOK {
+	switch r.StatusCode {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		return h, statusError(r) // it will say later
+	default:
+		p.known.Store(true)
 		return h, statusError(r)
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, helloMax))

@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -470,23 +471,82 @@ func TestLegacy(t *testing.T) {
 		nodes[0].start(t)
 		nodes[1].start(t)
 		converge(t, nodes)
-		if !nodes[0].native.Speaks("node-1") || nodes[0].native.Speaks("node-7") {
-			t.Error("it is not known what the peer speaks")
+		speaks := func(peer, want string) {
+			t.Helper()
+			native, known := nodes[0].native.Speaks(peer)
+			if got := fmt.Sprint(native, known); got != want {
+				t.Errorf("%s speaks native, and is known to: %s, want %s", peer, got, want)
+			}
 		}
+		speaks("node-1", "true true")
+		speaks("node-7", "false true")
 		nodes[1].stop()
 		w.Attach("node-1", http.NotFoundHandler()) // the reference node, in its place
 		time.Sleep(2 * time.Minute)
-		if nodes[0].native.Speaks("node-1") {
-			t.Error("it is still taken for one of ours")
-		}
+		speaks("node-1", "false true")
 		nodes[1].start(t)
 		time.Sleep(15 * time.Minute)
-		if !nodes[0].native.Speaks("node-1") {
-			t.Error("it is not asked again")
-		}
+		speaks("node-1", "true true")
 		nodes[0].stop()
 		nodes[1].stop()
+		// One that says nothing yet may be one of ours.
+		for _, what := range []struct {
+			status int // 0: it is not there
+			want   string
+		}{{0, "false false"}, {503, "false false"}, {403, "false true"}} {
+			if what.status == 0 {
+				w.Detach("node-1")
+			} else {
+				w.Attach("node-1", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(what.status) }))
+			}
+			nodes[0].start(t)
+			time.Sleep(2 * time.Minute)
+			speaks("node-1", what.want)
+			nodes[0].stop()
+		}
 	})
+}
+
+// TestHTTP1: a peer that answers and has no HTTP/2, which the reference node has not, is the puller's; of one that is not there it is not known.
+func TestHTTP1(t *testing.T) {
+	t.Parallel()
+	old := httptest.NewServer(http.NotFoundHandler())
+	defer old.Close()
+	away, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	away.Close()
+	s := &simNode{id: "node-0", peers: []Peer{{ID: "old", URL: old.URL}, {ID: "away", URL: "http://" + away.Addr().String()}}}
+	s.store = newMemStore(0, s.nowMs)
+	native, err := NewNative(NativeOptions{NodeID: s.id, Origin: s.store.origin, Token: "the token", MaxTTLSec: testTTLSec, Records: s.store, Merger: s.store, Peers: s, Clear: true,
+		Transport: func(p Peer) http.RoundTripper { return NativeTransport(p, nil) }, NowMs: s.nowMs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { native.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	tried := func(id string) (n int64) {
+		for _, p := range native.Status().Peers {
+			if p.ID == id {
+				n = p.Errors
+			}
+		}
+		return n
+	}
+	for end := time.Now().Add(60 * time.Second); tried("old") == 0 || tried("away") == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%+v", native.Status())
+		}
+	}
+	if native, known := native.Speaks("old"); native || !known {
+		t.Error("an HTTP/1 server is waited for")
+	}
+	if _, known := native.Speaks("away"); known {
+		t.Error("it is known what a peer speaks that is not there")
+	}
 }
 
 // TestHTTP2: two nodes over TLS and the real HTTP/2, a connection that breaks in between.

@@ -316,8 +316,10 @@ func (one *puller) round(ctx context.Context) (settled bool, err error) {
 			}
 		}
 	}
-	if p.o.Native != nil && p.o.Native(one.peer.ID) {
-		return true, nil
+	if p.o.Native != nil {
+		if native, known := p.o.Native(one.peer.ID); native || !known {
+			return known, nil
+		}
 	}
 	after := one.watermark
 	whole := one.rescan.Swap(false) || time.Now().After(one.rescanAt)

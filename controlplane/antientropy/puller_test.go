@@ -169,7 +169,7 @@ func (s *feedStore) Offer(_ context.Context, offers []Offer) (results []Result, 
 		}
 		if d == Stored || d == Refreshed {
 			s.stored++
-			s.put(o.Name, o.Value, o.AddMs, o.ExpMs, false)
+			s.put(o.Name, o.Value, max(o.AddMs-SlopMs, 1), o.ExpMs, false)
 		}
 		results = append(results, Result{Decision: d})
 	}
@@ -287,6 +287,7 @@ type pulling struct {
 	roster *roster
 	inst   *installer
 	set    *Settings
+	native atomic.Int32 // of the peers: 0 they do not speak native replication, 1 they do, 2 it is not known
 	mu     sync.Mutex
 	base   string
 	stop   func()
@@ -296,7 +297,8 @@ type pulling struct {
 func pullingFrom(t testing.TB, dir string, s *feedStore, n *fabric, r *roster) *pulling {
 	p := &pulling{net: n, store: s, roster: r, inst: &installer{}, set: &Settings{Token: "peers", Interval: interval, MaxTTLSec: 86400, MaxValueLen: 2048}}
 	p.Puller = NewPuller(PullerOptions{Dir: dir, View: s, Writer: s, Peers: r, Manifests: p.inst, BaseDomain: func() string { p.mu.Lock(); defer p.mu.Unlock(); return p.base },
-		Settings: func() Settings { p.mu.Lock(); defer p.mu.Unlock(); return *p.set }, NowMs: now, Log: logging.New(io.Discard, logging.Error, false)})
+		Settings: func() Settings { p.mu.Lock(); defer p.mu.Unlock(); return *p.set },
+		Native:   func(string) (native, known bool) { return p.native.Load() == 1, p.native.Load() != 2 }, NowMs: now, Log: logging.New(io.Discard, logging.Error, false)})
 	p.transport = func(Peer) http.RoundTripper { return n }
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -387,6 +389,32 @@ func TestTick(t *testing.T) {
 		rounds(3)
 		if n.calls.Load() != calls {
 			t.Error("38: it goes on after its end")
+		}
+	})
+}
+
+// TestPullerNative: nothing is asked of a peer that speaks native replication, or may; once it is known to speak v1 alone, it is at once.
+func TestPullerNative(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		peer, here := newFeedStore(), newFeedStore()
+		n := &fabric{t: t, nodes: map[string]http.Handler{"a.test": served(peer)}}
+		p := pullingFrom(t, t.TempDir(), here, n, newRoster())
+		peer.publish("one.test", "1", time.Hour)
+		p.native.Store(2)
+		p.roster.set("a.test")
+		rounds(2)
+		if n.calls.Load() != 0 {
+			t.Error("a peer is asked of which it is not known what it speaks")
+		}
+		p.native.Store(0)
+		time.Sleep(2 * retryPause)
+		synctest.Wait()
+		equalStores(t, here, peer)
+		p.native.Store(1)
+		calls := n.calls.Load()
+		rounds(2)
+		if n.calls.Load() != calls {
+			t.Error("a peer is asked that speaks native replication")
 		}
 	})
 }

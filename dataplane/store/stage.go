@@ -388,8 +388,9 @@ func (st *stage) add(op *record.Op, mayDelete bool) record.Code {
 
 // Rules for what a peer without stamps offers (cluster.md 17.4, 8.5).
 const (
-	// offerSlopMs: a longer life counts as a refresh only beyond what clocks and round trips make of the same one, and a copy that was
-	// accepted so shortly after a delete is taken for an older one.
+	// offerSlopMs: a longer life counts as a refresh only beyond what clocks and round trips make of the same one. And an offer's stamp is
+	// by a peer's clock, of which this node knows half a second and half a round trip: it counts for so much less, since a publish that
+	// seemed newer than it was would undo a delete behind it wherever it comes to.
 	offerSlopMs = 5_000
 	// offerOldMs: a life that does not exceed the deleted one's by more is the deleted one's, whatever its stamp says: a relay gives
 	// what it copied a new stamp.
@@ -408,6 +409,7 @@ func (st *stage) offer(op *record.Op) record.Code {
 	if r.ExpMs <= st.nowMs {
 		return record.CodeUnchanged // it ended on its way
 	}
+	add := max(record.HLCAt(r.Add.Ms()-offerSlopMs), 1) // 0 would say that it was never published
 	s, t := st.change(r.Name)
 	e := s.find(r.RDATA)
 	if e != nil && e.live(st.nowMs) {
@@ -415,7 +417,7 @@ func (st *stage) offer(op *record.Op) record.Code {
 			return record.CodeUnchanged
 		}
 		// The pair (add, exp) must win wherever it comes to; importers of one stamp make one pair.
-		e.add, e.expMs = max(e.add, r.Add), r.ExpMs
+		e.add, e.expMs = max(e.add, add), r.ExpMs
 		e.flags |= offerFlags(op)
 		e.mark = markPut
 		if e.known {
@@ -437,7 +439,7 @@ func (st *stage) offer(op *record.Op) record.Code {
 	}
 	if buried {
 		del = d.del
-		if !op.CapExempt && (r.Add.Ms() <= del.Ms()+offerSlopMs || r.ExpMs <= d.expMs+offerOldMs) {
+		if !op.CapExempt && (add.Ms() <= del.Ms() || r.ExpMs <= d.expMs+offerOldMs) {
 			return record.CodeTombstoned
 		}
 	}
@@ -453,7 +455,7 @@ func (st *stage) offer(op *record.Op) record.Code {
 		e = &s.elements[len(s.elements)-1]
 	}
 	e.rdata = r.RDATA
-	e.add, e.expMs, e.del = max(r.Add, del+1), r.ExpMs, del
+	e.add, e.expMs, e.del = max(add, del+1), r.ExpMs, del
 	e.origin, e.flags, e.gone = st.s.originNumber, offerFlags(op), false
 	e.mark = markPut
 	if e.known {

@@ -576,6 +576,30 @@ func TestOffer(t *testing.T) {
 	n.want("o.mesh.test", "1 v0 v1 v2 v9")
 }
 
+// TestOfferBeforeDelete: a node that has not heard of a delete takes the value from a peer whose clock it knows badly, and then hears of it.
+func TestOfferBeforeDelete(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, vfstest.New(10), nil)
+	row := func(addMs, delMs int64) *record.Row {
+		return &record.Row{Name: name("o.mesh.test"), RDATA: rdata("1"), Hash: record.HashOf(rdata("1")), Add: record.HLCAt(addMs), Del: record.HLCAt(delMs), ExpMs: t0 + 60_000}
+	}
+	const late = offerSlopMs - 1
+	for _, op := range []record.Op{{Kind: record.OpOffer, Row: row(t0-1000+late, 0)}, {Kind: record.OpMerge, Row: row(t0-1000, t0-999)}} {
+		if r := n.do(op); r.Code != record.CodeStored {
+			t.Errorf("%v: %v", op.Kind, r.Code)
+		}
+	}
+	n.want("o.mesh.test", "")
+
+	// A stamp of long ago is still one: without any, other nodes would take the value for one that was never published.
+	old := row(0, 0)
+	old.Name = name("old.mesh.test")
+	n.do(record.Op{Kind: record.OpOffer, Row: old})
+	if values := n.tree.lookup(old.Name).unpack(nil); len(values) != 1 || values[0].add == 0 {
+		t.Error(values)
+	}
+}
+
 // TestRefreshKeepsDelete: what a refresh says of an element replaces all that was said before, so the delete that lies before it must be in
 // it as long as it is remembered; other nodes remember it too, and the states are compared.
 func TestRefreshKeepsDelete(t *testing.T) {

@@ -147,3 +147,57 @@ func TestNative(t *testing.T) {
 		}
 	}
 }
+
+// TestNativeLater: a cluster in which one node speaks v1 at first, and all speak natively then. By v1 that node learns nothing of deletes, and of
+// the time of a publish only what a clock of whole seconds tells it. What was deleted elsewhere stays deleted.
+func TestNativeLater(t *testing.T) {
+	t.Parallel()
+	nodes := []*node.Node{node.New(t), node.New(t), node.New(t)}
+	run := func(i int, native string, peers ...int) {
+		n := nodes[i]
+		var urls []string
+		for _, p := range peers {
+			urls = append(urls, nodes[p].HTTP)
+		}
+		n.StartControl("DMP_SYNC_PEER_TOKEN=peers", "DMP_SYNC_PEERS="+strings.Join(urls, ","), "DMP_SYNC_INTERVAL=0.2", "DMP_SYNC_NATIVE="+native, fmt.Sprint("DMP_NODE_ID=n", i))
+		n.Healthy()
+	}
+	var keys []node.Key
+	for i, n := range nodes {
+		n.StartData()
+		switch i {
+		case 0:
+			run(i, "clear", 1)
+		case 1: // it hears of no delete
+			run(i, "clear", 2)
+		case 2:
+			run(i, "off", 1)
+		}
+		keys = append(keys, mustMint(n, fmt.Sprintf("k%d.%s", i, node.Zone)))
+	}
+	var gone []string
+	for k := range 10 {
+		name := fmt.Sprintf("c%d.%s", k, node.Zone)
+		if code := nodes[1].Add(keys[1], node.Limit, [2]string{name, "a"}); code != dns.RcodeSuccess {
+			t.Fatalf("%s: %d", name, code)
+		}
+		nodes[0].Eventually("node 0 has "+name, func() bool { return has(nodes[0], name) })
+		if code := nodes[0].Delete(keys[0], node.Limit, name); code != dns.RcodeSuccess {
+			t.Fatalf("%s: %d", name, code)
+		}
+		nodes[2].Eventually("node 2 has "+name, func() bool { return has(nodes[2], name) })
+		gone = append(gone, name)
+	}
+	for i, n := range nodes {
+		n.Control.Kill()
+		run(i, "clear", (i+1)%3, (i+2)%3)
+	}
+	for i, n := range nodes {
+		n.Eventually("it says that it is equal to both others", func() bool { return clusterState(n).whole() })
+		for _, name := range gone {
+			if has(n, name) {
+				t.Errorf("node %d has %s, which was deleted", i, name)
+			}
+		}
+	}
+}

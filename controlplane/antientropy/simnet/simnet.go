@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -36,7 +37,7 @@ type transport struct {
 }
 
 // Err is what a request gets that is lost.
-var Err = errors.New("simnet: the network fails")
+var Err error = &net.OpError{Op: "dial", Net: "simnet", Err: errors.New("the network fails")}
 
 // New makes one without nodes; each request and each write takes up to delayMax on its way.
 func New(rng *rand.Rand, delayMax time.Duration) *Network {
