@@ -52,7 +52,7 @@ bench-draw: build ## the charts and tables of BENCHMARKS.md anew, from BENCHMARK
 bench-compare: ## this tree beside BASE=commit: Go benchmarks by benchstat (COUNT=), or SCENARIO= under load
 	GO=$(GO) BASE=$(BASE) bash bench/compare.sh
 
-bench-peers: ## install NSD, Knot, BIND, PowerDNS and dnsperf from Debian, and build NSD with recvmmsg
+bench-peers: ## install NSD, Knot, BIND, PowerDNS and dnsperf from Debian, build NSD with recvmmsg and CoreDNS
 	bash bench/peers.sh
 
 fuzz: ## every fuzz target for FUZZTIME, or FUZZ=FuzzX alone

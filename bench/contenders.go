@@ -53,6 +53,7 @@ var contenders = []contender{
 	{name: "knot-xdp", lab: true, binary: "knotd", start: startKnotXDP},
 	{name: "bind", binary: "named", version: []string{"-v"}, updates: true, start: startBIND},
 	{name: "pdns", binary: "pdns_server", version: []string{"--version"}, updates: true, start: startPowerDNS},
+	{name: "coredns", binary: coreDNS, version: []string{"-version"}, start: startCoreDNS},
 	{name: "reference", binary: referencePython, version: []string{"-c", "import importlib.metadata as m; print(m.version('dnsmesh'))"}, updates: true, most: 20_000, start: startReference},
 }
 
@@ -368,6 +369,27 @@ setgid=
 		}
 	}
 	return s.spawn(f.cores, dir, os.Environ(), find("pdns_server"), "--config-dir="+dir, "--daemon=no", "--guardian=no")
+}
+
+// coreDNS is not in Debian; make bench-peers builds it there from its Go module.
+const coreDNS = ".cache/coredns/coredns"
+
+// startCoreDNS starts it with the zone file in memory and nothing else, a socket for each worker as its document of multisocket says.
+func startCoreDNS(s *Server, f *field, dir string, workers int) error {
+	binary, err := filepath.Abs(coreDNS)
+	if err != nil {
+		return err
+	}
+	err = f.write(s, dir, "Corefile", `ZONE:PORT {
+	bind 127.0.0.1
+	multisocket WORKERS
+	file DIR/zone
+}
+`, workers)
+	if err != nil {
+		return err
+	}
+	return s.spawn(f.cores, dir, os.Environ(), binary, "-conf", filepath.Join(dir, "Corefile"))
 }
 
 // referencePython runs the reference node; make interop installs it there.

@@ -212,7 +212,7 @@ func (s *Suite) Run() error {
 func (s *Suite) contenders() (all []*contender, err error) {
 	for _, p := range s.Peers {
 		if p != "none" && !slices.ContainsFunc(contenders, func(c contender) bool { return c.name == p }) {
-			return nil, fmt.Errorf("bench: no peer %q; there are nsd, nsd-mmsg, knot, bind, pdns, reference, and none", p)
+			return nil, fmt.Errorf("bench: no peer %q; there are nsd, nsd-mmsg, knot, bind, pdns, coredns, reference, and none", p)
 		}
 	}
 	for i := range contenders {
