@@ -97,6 +97,7 @@ type Node struct {
 	limits       *limits
 	claims       *update.Limits
 	pool         *pool
+	heap         *heap
 	net          *network
 	past         *past // nil without AF_XDP
 	settings     atomic.Pointer[settings]
@@ -152,6 +153,7 @@ func (n *Node) start(c Config) error {
 		return err
 	}
 	n.page.Shard(0).Set(stats.StartedSec, uint64(clock.NowMs()/1000))
+	n.heap = newHeap()
 	nowSec := clock.NowMs() / 1000
 	if n.cookies, err = openCookies(dir, nowSec); err != nil {
 		return err
@@ -408,6 +410,7 @@ func (n *Node) followPast() {
 func (n *Node) gauges() {
 	shard := n.page.Shard(0)
 	s := n.store.Stats()
+	n.heap.follow(s.ArenaBytes)
 	for _, g := range []struct {
 		c stats.Counter
 		v int64
