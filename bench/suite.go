@@ -105,8 +105,8 @@ var scenarios = []scenario{
 		note: "dmpd: both processes of each node, native replication, HTTP/2 in clear text. Nothing pinned: three nodes, the load and one disk share the machine. Two nodes begin empty. Then single records are published at the third and asked for at both others, while updates go in beside them; UPDATE, sync and way to both are in the time. Then one node is stopped while records are written, and started. Three reference nodes, where they are installed, do as much of it as they can: they ask one peer a second (DMP_SYNC_INTERVAL=1, by default 10) for 256 records at most."},
 	{name: "gc", title: "Garbage collection beside steady writes", collect: true, names: gcNames, asked: true,
 		note: "Both processes of a node, nothing pinned. 1,000 UPDATEs a second under TSIG, each with one new record of 300 bytes, and 5,000 queries a second beside them, open loops; DMP_DURABILITY as it is by default. What the collectors took is from /metrics, pauses as upper ends of its buckets, which are powers of two. After a SIGKILL every acknowledged record is asked for. `DURATION=` says how long is written."},
-	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true,
-		note: "Time from the start of the process to the first right answer, and proportional set size then. Pages of files can be dropped by the system; dmpd gives those of its snapshot back once it has read it."},
+	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true, most: 3,
+		note: "Time from the start of the process to the first right answer, and proportional set size then; three rounds at most, each with files written anew. Pages of files can be dropped by the system; dmpd gives those of its snapshot back once it has read it."},
 }
 
 // namesUsual is how many names there are if nothing else is said, namesQuick at most in a smoke test.
@@ -294,11 +294,15 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 		f = &inLab
 		defer l.remove()
 	}
+	if sc.startup {
+		fmt.Fprintln(s.Progress)
+		return s.starts(sc, f, all, dir)
+	}
 	for _, c := range all {
 		if c.lab && !sc.lab || sc.lab && !slices.Contains(labContenders, c.name) {
 			continue
 		}
-		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update || sc.startup) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" && (c.name != "base" || sc.beside) {
+		if c.name == "bare" && sc.workers < 2 || c.name == "echo" && (sc.tcp || sc.update) || sc.update && !c.updates || c.most > 0 && (sc.tcp || sc.qps > 0) || (sc.claims || sc.attack || sc.beside) && c.name != "dmpd" && (c.name != "base" || sc.beside) {
 			continue
 		}
 		if sc.beside {
@@ -319,24 +323,9 @@ func (s *Suite) scenario(sc *scenario, f *field, all []*contender) error {
 			stop()
 			return s.leaveOut(sc, err)
 		}
-		one := &cell{server: server, Contender: Contender{Name: server.Name, Version: server.Version, Names: server.zone.Names, ReadyS: server.Ready.Seconds()}}
-		if sc.startup {
-			pss, files, err := server.PSS()
-			if err != nil {
-				fmt.Fprintf(s.Progress, " (%v)", err)
-			}
-			one.MemoryBytes, one.FileBytes = pss-files, files
-			server.Stop()
-			defer func() { cells = nil }()
-		}
-		cells = append(cells, one)
+		cells = append(cells, &cell{server: server, Contender: Contender{Name: server.Name, Version: server.Version, Names: server.zone.Names, ReadyS: server.Ready.Seconds()}})
 	}
 	fmt.Fprintln(s.Progress)
-	if sc.startup {
-		s.now.LeftOut = out
-		s.keep(sc, cells)
-		return os.RemoveAll(dir)
-	}
 	defer stop()
 	rounds := s.Rounds
 	if sc.most > 0 {
@@ -476,6 +465,49 @@ func verifyTime() time.Duration {
 
 func spread(v []float64, unit float64) string {
 	return fmt.Sprintf("%.4g [%.4g, %.4g]", median(v)/unit, slices.Min(v)/unit, slices.Max(v)/unit)
+}
+
+// starts starts the contenders in turn, round after round.
+func (s *Suite) starts(sc *scenario, f *field, all []*contender, dir string) error {
+	byName := map[string]*cell{}
+	var cells []*cell
+	rounds := min(s.Rounds, sc.most)
+	for round := range rounds {
+		fmt.Fprintf(s.Progress, "  round %d of %d:", round+1, rounds)
+		for _, c := range all {
+			if c.lab || c.name == "echo" || c.name == "bare" {
+				continue
+			}
+			server, err := c.launch(f, dir, sc.workers)
+			if why := (*leftOut)(nil); errors.As(err, &why) && c.name != sc.ours {
+				if round == 0 {
+					s.now.LeftOut += fmt.Sprintf("\n%s is left out: %s.\n", c.name, why)
+				}
+				continue
+			}
+			if err != nil {
+				return s.leaveOut(sc, err)
+			}
+			fmt.Fprintf(s.Progress, " %s %.2f s", c.name, server.Ready.Seconds())
+			one := byName[c.name]
+			if one == nil {
+				one = &cell{Contender: Contender{Name: server.Name, Version: server.Version, Names: server.zone.Names}}
+				byName[c.name] = one
+				cells = append(cells, one)
+			}
+			one.StartsS = append(one.StartsS, three(server.Ready.Seconds()))
+			one.ReadyS = median(one.StartsS)
+			pss, files, err := server.PSS()
+			if err != nil {
+				fmt.Fprintf(s.Progress, " (%v)", err)
+			}
+			one.MemoryBytes, one.FileBytes = max(one.MemoryBytes, pss-files), max(one.FileBytes, files)
+			server.Stop()
+		}
+		fmt.Fprintln(s.Progress)
+	}
+	s.keep(sc, cells)
+	return os.RemoveAll(dir)
 }
 
 // keep makes a table of what was measured and shows it.

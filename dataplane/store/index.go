@@ -27,6 +27,7 @@ import (
 type index struct {
 	seed    maphash.Seed
 	pages   *xsync.MapOf[uint32, []uint64]
+	loading [][]uint64 // the pages by bucket until publish: nobody reads yet, and a slice is a third of the map's work
 	buckets atomic.Uint32
 	entries int // committer's
 	arena   arena
@@ -50,7 +51,37 @@ func newIndex(names int) *index {
 		return h ^ h>>29
 	}, xsync.WithPresize(n))
 	ix.buckets.Store(uint32(n))
+	ix.loading = make([][]uint64, n, n+n/4) // with ancestors that hold nothing there are more
 	return ix
+}
+
+// publish makes what was loaded visible to readers, of which there are none before.
+func (ix *index) publish() {
+	for b, page := range ix.loading {
+		if len(page) > 0 {
+			ix.pages.Store(uint32(b), page)
+		}
+	}
+	ix.loading = nil
+}
+
+func (ix *index) page(b uint32) []uint64 {
+	if ix.loading != nil {
+		return ix.loading[b]
+	}
+	page, _ := ix.pages.Load(b)
+	return page
+}
+
+func (ix *index) setPage(b uint32, page []uint64) {
+	switch {
+	case ix.loading != nil:
+		ix.loading[b] = page
+	case len(page) == 0:
+		ix.pages.Delete(b)
+	default:
+		ix.pages.Store(b, page)
+	}
 }
 
 func (ix *index) hash(name []byte) uint32 { return uint32(maphash.Bytes(ix.seed, name) >> 32) }
@@ -68,8 +99,7 @@ func (ix *index) find(name []byte, h uint32) ref {
 	n := ix.buckets.Load()
 	for {
 		b := bucketOf(h, n)
-		page, _ := ix.pages.Load(b)
-		for _, e := range page {
+		for _, e := range ix.page(b) {
 			if uint32(e>>32) == h && ix.set(ref(e)).is(name) {
 				return ref(e)
 			}
@@ -93,14 +123,14 @@ func (ix *index) lookup(name []byte) RRset { return ix.set(ix.find(name, ix.hash
 // replace publishes that the name with this hash has block now instead of old; 0 is none on either side. Committer only.
 func (ix *index) replace(h uint32, old, now ref) {
 	b := bucketOf(h, ix.buckets.Load())
-	page, _ := ix.pages.Load(b)
+	page := ix.page(b)
 	entry := uint64(h)<<32 | uint64(now)
 	switch {
 	case old == 0:
 		if len(page) == cap(page) {
 			page = append(make([]uint64, 0, len(page)+pageStep), page...)
 		}
-		ix.pages.Store(b, append(page, entry)) // nobody else appends to this array: whatever removes makes its own
+		ix.setPage(b, append(page, entry)) // nobody else appends to this array: whatever removes makes its own
 		ix.entries++
 		for ix.entries > int(ix.buckets.Load())*perPage {
 			ix.split()
@@ -112,11 +142,7 @@ func (ix *index) replace(h uint32, old, now ref) {
 				next = append(next, e)
 			}
 		}
-		if len(next) == 0 {
-			ix.pages.Delete(b)
-		} else {
-			ix.pages.Store(b, next)
-		}
+		ix.setPage(b, next)
 		ix.entries--
 	default:
 		next := make([]uint64, len(page))
@@ -126,7 +152,7 @@ func (ix *index) replace(h uint32, old, now ref) {
 			}
 			next[i] = e
 		}
-		ix.pages.Store(b, next)
+		ix.setPage(b, next)
 	}
 }
 
@@ -137,7 +163,7 @@ func (ix *index) split() {
 		return // 64 G names: the arena ends long before
 	}
 	from := bucketOf(n, n) // where the names of bucket n are now
-	page, _ := ix.pages.Load(from)
+	page := ix.page(from)
 	moves := 0
 	for _, e := range page {
 		if bucketOf(uint32(e>>32), n+1) == n {
@@ -152,19 +178,21 @@ func (ix *index) split() {
 			kept = append(kept, e)
 		}
 	}
+	if ix.loading != nil {
+		ix.loading = append(ix.loading, nil)
+	}
 	if moves > 0 {
-		ix.pages.Store(n, gone)
+		ix.setPage(n, gone)
 	}
 	ix.buckets.Store(n + 1)
 	if moves > 0 {
-		ix.pages.Store(from, kept)
+		ix.setPage(from, kept)
 	}
 }
 
 // withHash calls f for every block whose name has this hash.
 func (ix *index) withHash(h uint32, f func(r ref)) {
-	page, _ := ix.pages.Load(bucketOf(h, ix.buckets.Load()))
-	for _, e := range page {
+	for _, e := range ix.page(bucketOf(h, ix.buckets.Load())) {
 		if uint32(e>>32) == h {
 			f(ref(e))
 		}

@@ -98,12 +98,13 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
+	s.tree.publish()
 	s.requestsTaken = s.stated.Requests
 	return nil
 }
 
 func (s *Store) loadSnapshot(snap *snapshot.Snapshot) error {
-	if err := snap.Check(); err != nil {
+	if err := snap.CheckSums(); err != nil {
 		return err
 	}
 	m := &snap.Meta
