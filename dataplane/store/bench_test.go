@@ -37,6 +37,7 @@ func benchTree(b *testing.B, names int) *tree {
 			b.Fatal(err)
 		}
 	}
+	t.publish()
 	return t
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -518,6 +519,54 @@ func TestMerge(t *testing.T) {
 		if st := n.Stats(); st.Tombstones > 0 {
 			t.Error("tombstones left:", st.Tombstones)
 		}
+	}
+}
+
+// TestReload: an index that grows while it is read, from the log alone and from a snapshot, leads to every name, and grows on afterwards.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	for what, mergeMin := range map[string]int64{"log": 1 << 30, "snapshot": 1} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, vfstest.New(3), func(o *Options) { o.MergeMin = mergeMin })
+			const names = 3000 // a hundred pages, where a store without a snapshot begins with 16
+			text := func(i int) string { return fmt.Sprintf("n%d.s%d.mesh.test", i, i%7) }
+			for i := 0; i < names; i += 50 {
+				var ops []record.Op
+				for j := i; j < i+50; j++ {
+					ops = append(ops, add(text(j), strconv.Itoa(j), 600))
+				}
+				if i > 0 {
+					ops = append(ops, owner(del(text(i-1), strconv.Itoa(i-1))))
+				}
+				if r := n.do(ops...); r.Rcode != 0 {
+					t.Fatal(r)
+				}
+			}
+			check := func() {
+				t.Helper()
+				for i := range names {
+					want := strconv.Itoa(i)
+					if i%50 == 49 && i < names-1 {
+						want = ""
+					}
+					n.want(text(i), want)
+				}
+				n.checkGauges()
+			}
+			n.Tick()
+			n.mergeDone.Wait()
+			n.reopen()
+			if n.Stats().SnapshotBytes > 0 != (what == "snapshot") {
+				t.Error("bytes of the snapshot:", n.Stats().SnapshotBytes)
+			}
+			check()
+			for i := range 600 {
+				n.do(add(fmt.Sprintf("later%d.mesh.test", i), "x", 600))
+			}
+			n.want("later599.mesh.test", "x")
+			check()
+		})
 	}
 }
 
