@@ -432,7 +432,7 @@ func (t *tail) Page(after antientropy.Cursor, limit int, nowMs int64) (rows []an
 	whole := true
 	if t.snap != nil && after.TsMs <= t.snap.FeedMs {
 		err = t.snap.AfterFeed(after.TsMs-1, func(_ record.ID, r *record.Row) bool {
-			if t.rows[string(r.Name)][r.Hash] == nil {
+			if rows := t.rows[string(r.Name)]; rows.of(r.Hash) == nil {
 				row := *r
 				whole = take(&row, r.FeedMs)
 			} else {
@@ -475,12 +475,12 @@ func (t *tail) Values(name []byte, nowMs int64) (live []antientropy.FeedRow, err
 		}
 	}
 	rows := t.rows[string(name)]
-	for _, r := range rows {
+	for r := range rows.all() {
 		keep(&r.row)
 	}
 	if t.snap != nil {
 		err = t.snap.Name(name, func(r *record.Row) bool {
-			if rows[r.Hash] == nil {
+			if rows.of(r.Hash) == nil {
 				keep(r)
 			}
 			return true
@@ -500,7 +500,8 @@ func (t *tail) State(name []byte, hash [32]byte) (row record.Row, found bool, er
 	if t.problem != nil {
 		return row, false, t.problem
 	}
-	if r := t.rows[string(name)][hash]; r != nil {
+	rows := t.rows[string(name)]
+	if r := rows.of(hash); r != nil {
 		row, found = r.row, true
 	} else if t.snap != nil {
 		err = t.snap.Name(name, func(r *record.Row) bool {

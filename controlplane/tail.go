@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -30,9 +31,9 @@ type tail struct {
 	log *logging.Logger
 
 	mu       sync.RWMutex
-	snap     *snapshot.Snapshot // nil before the first one
-	rows     map[string]map[[32]byte]*tailRow
-	feed     []*tailRow                  // the same rows in feed order, with some that a later state replaced
+	snap     *snapshot.Snapshot          // nil before the first one
+	rows     map[string]tailSet          // by name, what is behind the snapshot
+	feed     []*tailRow                  // the same rows in feed order, which is that of the log, with some that a later state replaced
 	dead     int                         // of those
 	cluster  bool                        // a cluster manifest was read since somebody was told
 	epoch    [16]byte                    // of the log
@@ -41,15 +42,17 @@ type tail struct {
 	taken    record.Entry                // the last Taken entry
 	lsn      uint64
 	feedMs   int64
-	changed  chan struct{} // closed and made anew after each group that was read
+	changed  chan struct{} // closed and made anew after each reading
+	asked    atomic.Bool   // somebody has got that channel
 	behind   bool          // the first reading is not finished
 	problem  error
 
 	onCluster atomic.Pointer[func()] // called when a cluster manifest was stored; must not block
 
-	reader  *journal.Reader
-	live    *journal.Live
-	checked time.Time // when a newer snapshot was last looked for
+	reader   *journal.Reader
+	live     *journal.Live
+	listened time.Time // when the bell was last looked for
+	checked  time.Time // when a newer snapshot was
 
 	stop, done chan struct{}
 }
@@ -60,15 +63,73 @@ type tailRow struct {
 	dead bool // replaced by a later state of the element
 }
 
+// tailSet are the rows at a name, by the hash of their values: mostly there is one.
+type tailSet struct {
+	one  *tailRow // nil if there is none at all
+	more map[[32]byte]*tailRow
+}
+
+// of gives the row of a value, nil if there is none.
+func (s *tailSet) of(hash [32]byte) *tailRow {
+	if s.one != nil && s.one.row.Hash == hash {
+		return s.one
+	}
+	return s.more[hash]
+}
+
+// put has r in place of the row that its value had before.
+func (s *tailSet) put(r *tailRow) {
+	switch {
+	case s.one == nil || s.one.row.Hash == r.row.Hash:
+		s.one = r
+	case s.more == nil:
+		s.more = map[[32]byte]*tailRow{r.row.Hash: r}
+	default:
+		s.more[r.row.Hash] = r
+	}
+}
+
+// remove forgets the row of a value.
+func (s *tailSet) remove(hash [32]byte) {
+	if s.one == nil || s.one.row.Hash != hash {
+		delete(s.more, hash)
+		return
+	}
+	s.one = nil
+	for other, r := range s.more { // any of them
+		s.one = r
+		delete(s.more, other)
+		break
+	}
+}
+
+// all goes through the rows, in no order.
+func (s *tailSet) all() iter.Seq[*tailRow] {
+	return func(yield func(*tailRow) bool) {
+		if s.one == nil || !yield(s.one) {
+			return
+		}
+		for _, r := range s.more {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
 const (
 	// tailPoll is how long the follower sleeps when nobody rings; a data plane that starts has a new bell.
 	tailPoll = 50 * time.Millisecond
+	// tailPause is the least from the beginning of one reading to that of the next while somebody waits for what comes, tailUnasked
+	// while nobody does: under load a reading finds the groups of many commits, and costs little more than that of one.
+	tailPause   = time.Millisecond
+	tailUnasked = 5 * time.Millisecond
 	// snapshotPoll is how often it looks for a newer snapshot, which frees the memory of what that covers.
 	snapshotPoll = 2 * time.Second
 )
 
 func newTail(fs vfs.FS, dir string, log *logging.Logger) *tail {
-	t := &tail{fs: fs, dir: dir, log: log, rows: map[string]map[[32]byte]*tailRow{}, outcomes: map[uint64]snapshot.Outcome{}, changed: make(chan struct{}), behind: true,
+	t := &tail{fs: fs, dir: dir, log: log, rows: map[string]tailSet{}, outcomes: map[uint64]snapshot.Outcome{}, changed: make(chan struct{}), behind: true,
 		stop: make(chan struct{}), done: make(chan struct{})}
 	go t.follow()
 	return t
@@ -102,7 +163,15 @@ func (t *tail) follow() {
 			return
 		default:
 		}
-		bell, live := t.listen()
+		began := time.Now()
+		if began.Sub(t.listened) >= tailPoll {
+			t.listened = began
+			t.listen()
+		}
+		live, bell := t.live, uint32(0)
+		if live != nil {
+			bell = live.Bell()
+		}
 		err := t.catchUp()
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil // the data plane has not begun
@@ -116,6 +185,11 @@ func (t *tail) follow() {
 		t.mu.Unlock()
 		if live != nil && err == nil {
 			live.Wait(bell, tailPoll)
+			pause := tailUnasked
+			if t.asked.Load() {
+				pause = tailPause
+			}
+			time.Sleep(pause - time.Since(began))
 		} else {
 			time.Sleep(tailPoll)
 		}
@@ -123,24 +197,15 @@ func (t *tail) follow() {
 }
 
 // listen finds the data plane's bell; it has a new one after each start.
-func (t *tail) listen() (uint32, *journal.Live) {
+func (t *tail) listen() {
 	l, err := journal.OpenLive(t.fs, filepath.Join(t.dir, "live"))
-	if err == nil {
-		t.mu.Lock()
-		old := t.live
-		if old != nil && old.Pid() == l.Pid() {
-			old, l = l, old // the same process: keep the mapping that others may use
-		}
-		t.live = l
-		t.mu.Unlock()
-		if old != nil && old != l {
-			old.Close()
-		}
+	if err != nil {
+		return // it has not begun; the old bell, if any, is as good
 	}
-	if t.live == nil {
-		return 0, nil
+	if t.live != nil {
+		t.live.Close()
 	}
-	return t.live.Bell(), t.live
+	t.live = l
 }
 
 // catchUp reads all that is committed.
@@ -173,6 +238,7 @@ func (t *tail) catchUp() error {
 	}
 	t.mu.Lock()
 	t.behind = false
+	t.asked.Store(false)
 	close(t.changed)
 	t.changed = make(chan struct{})
 	cluster := t.cluster
@@ -254,21 +320,22 @@ func (t *tail) renew() error {
 	t.mu.Lock()
 	old := t.snap
 	t.snap = s
-	for name, rows := range t.rows {
-		for hash, r := range rows {
-			if r.lsn <= s.LSN {
-				delete(rows, hash)
-				if !r.dead {
-					r.dead = true
-					t.dead++
-				}
-			}
+	covered := 0
+	for ; covered < len(t.feed) && t.feed[covered].lsn <= s.LSN; covered++ {
+		r := t.feed[covered]
+		if r.dead {
+			t.dead--
+			continue
 		}
-		if len(rows) == 0 {
-			delete(t.rows, name)
+		rows := t.rows[string(r.row.Name)]
+		if rows.remove(r.row.Hash); rows.one == nil {
+			delete(t.rows, string(r.row.Name))
+		} else {
+			t.rows[string(r.row.Name)] = rows
 		}
 	}
-	t.compact()
+	clear(t.feed[:covered]) // for the collector
+	t.feed = t.feed[covered:]
 	for lsn := range t.outcomes {
 		if _, ok := s.Outcome(lsn); ok {
 			delete(t.outcomes, lsn)
@@ -307,17 +374,16 @@ func (t *tail) take(lsn uint64, payload []byte) error {
 }
 
 func (t *tail) element(lsn uint64, e *record.Entry) error {
-	name := string(e.Row.Name)
-	rows := t.rows[name]
-	if rows == nil {
-		rows = map[[32]byte]*tailRow{}
-		t.rows[name] = rows
-	}
+	rows := t.rows[string(e.Row.Name)]
+	was := rows.of(e.Row.Hash)
 	r := &tailRow{row: e.Row, lsn: lsn}
-	r.row.Name = []byte(name)
-	r.row.RDATA = slices.Clone(e.Row.RDATA)
+	name := len(e.Row.Name)
+	own := append(append(make([]byte, 0, name+len(e.Row.RDATA)), e.Row.Name...), e.Row.RDATA...)
+	r.row.Name = own[:name:name]
+	if e.Row.RDATA != nil {
+		r.row.RDATA = own[name:]
+	}
 	if e.Kind == record.KindRefresh {
-		was := rows[e.Row.Hash]
 		if was != nil {
 			r.row.RDATA = was.row.RDATA
 		} else if t.snap != nil {
@@ -335,14 +401,15 @@ func (t *tail) element(lsn uint64, e *record.Entry) error {
 			return fmt.Errorf("%w: a refresh of a value that was never stored", record.ErrFormat)
 		}
 	}
-	if was := rows[e.Row.Hash]; was != nil {
+	if was != nil {
 		was.dead = true
 		t.dead++
 	}
 	if e.Kind == record.KindPut && bytes.HasPrefix(r.row.Name, []byte("\x07cluster")) {
 		t.cluster = true // told when all is readable
 	}
-	rows[e.Row.Hash] = r
+	rows.put(r)
+	t.rows[string(r.row.Name)] = rows
 	t.feed = append(t.feed, r) // frames come in the order of their stamps
 	if t.dead > feedDeadMin && t.dead > len(t.feed)/2 {
 		t.compact()
@@ -370,14 +437,14 @@ func (t *tail) get(name []byte, nowMs int64) ([][]byte, error) {
 	}
 	var live []record.Row
 	rows := t.rows[string(name)]
-	for _, r := range rows {
+	for r := range rows.all() {
 		if r.row.RDATA != nil && r.row.Live(nowMs) {
 			live = append(live, r.row)
 		}
 	}
 	if t.snap != nil {
 		err := t.snap.Name(name, func(r *record.Row) bool {
-			if rows[r.Hash] == nil && r.RDATA != nil && r.Live(nowMs) {
+			if rows.of(r.Hash) == nil && r.RDATA != nil && r.Live(nowMs) {
 				live = append(live, *r)
 			}
 			return true
@@ -411,6 +478,7 @@ func (t *tail) outcome(epoch [16]byte, lsn uint64) (o snapshot.Outcome, ok bool,
 			o, ok = t.snap.Outcome(lsn)
 		}
 	}
+	t.asked.Store(true)
 	return o, ok, t.changed
 }
 
@@ -418,6 +486,7 @@ func (t *tail) outcome(epoch [16]byte, lsn uint64) (o snapshot.Outcome, ok bool,
 func (t *tail) notify() <-chan struct{} {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	t.asked.Store(true)
 	return t.changed
 }
 
