@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,12 +107,16 @@ func (c *contender) launch(f *field, dir string, workers int) (*Server, error) {
 		} else {
 			s.Addr, err = freePort()
 		}
+		s.http = netip.AddrPort{}
 		if err != nil {
 			return nil, err
 		}
 		if err = c.start(s, &own, dir, workers); err == nil {
 			if err = s.await(s.zone); err == nil && s.xdp {
 				err = s.link.attached(s)
+			}
+			if err == nil && s.http.IsValid() {
+				err = s.healthy()
 			}
 			if err == nil {
 				return s, nil
@@ -142,22 +147,33 @@ func startBare(s *Server, f *field, dir string, workers int) error {
 	return s.spawn(f.cores, dir, nil, self, "echo", "--listen", s.Addr.String(), "--size", fmt.Sprint(f.replySize), "--loops", fmt.Sprint(workers))
 }
 
-// startNode starts the DNS process alone, on a folder with the zone in a snapshot and the key in the state log.
+// startNode starts a node on a folder with the zone in a snapshot and the key in the state log.
 func startNode(s *Server, f *field, dir string, workers int) error {
 	return startNodeWith(s, f, dir, workers)
 }
 
 func startNodeWith(s *Server, f *field, dir string, workers int, more ...string) error {
-	if err := writeNode(f.zone, dir); err != nil {
+	if err := writeNode(f.zone, filepath.Join(dir, "state")); err != nil {
 		return err
 	}
-	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + dir, "DMP_SERVED_ZONE=" + f.zone.Name, "DMP_DNS_HOST=" + s.Addr.Addr().String(),
-		fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), fmt.Sprintf("DMP_DNS_LOOPS=%d", workers), "DMP_DNS_UPDATE_ENABLED=1",
-		"DMP_HTTP_HOST=127.0.0.1", "DMP_LOG_LEVEL=WARNING"}
+	more = append(more, fmt.Sprintf("DMP_DNS_LOOPS=%d", workers))
 	if !f.limits {
-		env = append(env, "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_CLAIM_RATE_PER_USER_PER_SEC=0")
+		more = append(more, "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_CLAIM_RATE_PER_USER_PER_SEC=0")
 	}
-	return s.spawn(f.cores, dir, append(env, more...), filepath.Join(f.bin, "dmp-dataplane"))
+	return s.spawnNode(f, dir, more...)
+}
+
+// spawnNode starts both processes of a node, whose state is in the folder state of dir, at s.Addr and at a free port for HTTP if it has none.
+func (s *Server) spawnNode(f *field, dir string, more ...string) (err error) {
+	if !s.http.IsValid() {
+		if s.http, err = freePort(); err != nil {
+			return err
+		}
+	}
+	env := append([]string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + filepath.Join(dir, "state"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name,
+		"DMP_DNS_HOST=" + s.Addr.Addr().String(), fmt.Sprintf("DMP_DNS_PORT=%d", s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", s.http.Port()),
+		"DMP_AUTH_MODE=multi-tenant", "DMP_OPERATOR_TOKEN=bench", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=WARNING"}, more...)
+	return s.spawn(f.cores, dir, env, filepath.Join(f.bin, "dmpd"), "run")
 }
 
 // writeNode makes a state folder.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -71,7 +70,7 @@ func (s *Suite) collector(sc *scenario, f *field, dir string) (err error) {
 	}
 	defer func() { n.Stop() }()
 	ready := n.Ready
-	if err := n.ready(); err != nil {
+	if err := n.healthy(); err != nil {
 		return err
 	}
 	if err := n.settled(); err != nil {
@@ -188,7 +187,6 @@ func (s *Suite) collector(sc *scenario, f *field, dir string) (err error) {
 type whole struct {
 	*Server
 	dir string
-	at  netip.AddrPort // HTTP
 }
 
 // start gives it ports of its own and waits for the first right answer.
@@ -196,14 +194,10 @@ func (n *whole) start(f *field) (err error) {
 	if n.Addr, err = freePort(); err != nil {
 		return err
 	}
-	if n.at, err = freePort(); err != nil {
+	if n.http, err = freePort(); err != nil {
 		return err
 	}
-	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + filepath.Join(n.dir, "state"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name,
-		"DMP_DNS_HOST=127.0.0.1", fmt.Sprintf("DMP_DNS_PORT=%d", n.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", n.at.Port()),
-		"DMP_AUTH_MODE=multi-tenant", "DMP_OPERATOR_TOKEN=bench", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=WARNING", "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0",
-		"DMP_MAX_RECORDS=0", "DMP_MAX_BYTES=0"}
-	if err := n.spawn(f.cores, n.dir, env, filepath.Join(f.bin, "dmpd"), "run"); err != nil {
+	if err := n.spawnNode(f, n.dir, "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_MAX_RECORDS=0", "DMP_MAX_BYTES=0"); err != nil {
 		return err
 	}
 	if err := n.await(n.zone); err != nil {
@@ -211,37 +205,6 @@ func (n *whole) start(f *field) (err error) {
 		return err
 	}
 	return nil
-}
-
-// ready waits for the HTTP process, which reads the records, too.
-func (n *whole) ready() error {
-	var err error
-	for time.Since(n.began) < readyWithin {
-		if _, err = n.metrics(); err == nil {
-			return nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return fmt.Errorf("bench: the HTTP process does not answer: %w: %s", err, n.tail())
-}
-
-// settled waits until the work of the start, which goes on behind the first answer, is done: a second with little CPU time.
-func (n *whole) settled() error {
-	for time.Since(n.began) < readyWithin {
-		before, err := n.CPU()
-		if err != nil {
-			return err
-		}
-		time.Sleep(time.Second)
-		after, err := n.CPU()
-		if err != nil {
-			return err
-		}
-		if after-before < 200*time.Millisecond {
-			return nil
-		}
-	}
-	return nil // it is measured as it is
 }
 
 // killed ends the DNS process by SIGKILL and gives the time until there is a right answer again.
@@ -280,7 +243,7 @@ func (n *whole) killed() (time.Duration, error) {
 func (n *whole) metrics() (map[string]float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.at.String()+"/metrics", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.http.String()+"/metrics", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -60,11 +60,18 @@ func (s *Suite) registrations(sc *scenario, f *field, dir string) error {
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
 		return err
 	}
-	server, at, err := startWhole(f, dir)
-	if err != nil {
+	server := &Server{Name: "dmpd"}
+	if server.Addr, err = freePort(); err != nil {
+		return err
+	}
+	if err := server.spawnNode(f, dir, "DMP_REGISTRATION_ENABLED=1"); err != nil {
 		return err
 	}
 	defer server.Stop()
+	if err := server.healthy(); err != nil {
+		return err
+	}
+	at := server.http
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var sent, refused, broken atomic.Int64
@@ -120,42 +127,6 @@ func (s *Suite) registrations(sc *scenario, f *field, dir string) error {
 		return fmt.Errorf("bench: %d of %d honest registrations were lost, the first: %w", len(lost), len(took), lost[0])
 	}
 	return os.RemoveAll(dir)
-}
-
-// startWhole starts a node with both of its processes and registration on; at is its HTTP address.
-func startWhole(f *field, dir string) (*Server, netip.AddrPort, error) {
-	dns, err := freePort()
-	if err != nil {
-		return nil, dns, err
-	}
-	at, err := freePort()
-	if err != nil {
-		return nil, at, err
-	}
-	s := &Server{Name: "dmpd", Addr: dns}
-	env := []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + filepath.Join(dir, "state"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name,
-		"DMP_DNS_HOST=127.0.0.1", fmt.Sprintf("DMP_DNS_PORT=%d", dns.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", at.Port()),
-		"DMP_AUTH_MODE=multi-tenant", "DMP_OPERATOR_TOKEN=bench", "DMP_REGISTRATION_ENABLED=1", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=WARNING"}
-	if err := s.spawn(f.cores, dir, env, filepath.Join(f.bin, "dmpd"), "run"); err != nil {
-		return nil, at, err
-	}
-	for time.Since(s.began) < readyWithin {
-		select {
-		case <-s.exited:
-			return nil, at, fmt.Errorf("bench: dmpd has ended: %s", s.tail())
-		default:
-		}
-		r, err := http.Get("http://" + at.String() + "/health")
-		if err == nil {
-			r.Body.Close()
-			if r.StatusCode == http.StatusOK {
-				return s, at, nil
-			}
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	s.Stop()
-	return nil, at, fmt.Errorf("bench: dmpd is not healthy within %s: %s", readyWithin, s.tail())
 }
 
 func dialFrom(from netip.Addr) *net.Dialer {

@@ -41,10 +41,8 @@ var nativeCluster = cluster{name: "dmpd", writes: 1000, samples: 300, outage: 10
 		return writeNode(z, filepath.Join(r.dir, "state"))
 	},
 	run: func(r *replica, f *field) error {
-		return r.s.spawn(f.cores, r.dir, []string{"PATH=" + os.Getenv("PATH"), "DMP_STATE_DIR=" + filepath.Join(r.dir, "state"), "DMP_DOMAIN=" + f.zone.Name, "DMP_NODE_HOSTNAME=" + f.zone.Name,
-			"DMP_DNS_HOST=127.0.0.1", fmt.Sprintf("DMP_DNS_PORT=%d", r.s.Addr.Port()), "DMP_HTTP_HOST=127.0.0.1", fmt.Sprintf("DMP_HTTP_PORT=%d", r.at.Port()),
-			"DMP_AUTH_MODE=multi-tenant", "DMP_OPERATOR_TOKEN=bench", "DMP_DNS_UPDATE_ENABLED=1", "DMP_LOG_LEVEL=WARNING", "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0",
-			"DMP_SYNC_PEER_TOKEN=bench-peers", "DMP_SYNC_PEERS=" + strings.Join(r.peers, ","), "DMP_SYNC_NATIVE=clear", "DMP_NODE_ID=n" + filepath.Base(r.dir)}, filepath.Join(f.bin, "dmpd"), "run")
+		return r.s.spawnNode(f, r.dir, "DMP_RRL_RATE=0", "DMP_MAX_WRITER_RECORDS=0", "DMP_SYNC_PEER_TOKEN=bench-peers", "DMP_SYNC_PEERS="+strings.Join(r.peers, ","),
+			"DMP_SYNC_NATIVE=clear", "DMP_NODE_ID=n"+filepath.Base(r.dir))
 	},
 }
 
@@ -64,7 +62,6 @@ var referenceCluster = cluster{name: "reference", names: 5000, writes: 50, sampl
 type replica struct {
 	s     *Server
 	dir   string
-	at    netip.AddrPort // HTTP
 	kind  *cluster
 	peers []string // URLs
 }
@@ -178,11 +175,11 @@ func (s *Suite) replicate(kind *cluster, f *field, dir string) (sum *replicated,
 	var urls []string
 	for i := range nodes {
 		r := &replica{s: &Server{Name: fmt.Sprintf("node%d", i), zone: f.zone}, dir: filepath.Join(dir, fmt.Sprint(i)), kind: kind}
-		if r.s.Addr, r.at, err = twoPorts(); err != nil {
+		if r.s.Addr, r.s.http, err = twoPorts(); err != nil {
 			return nil, err
 		}
 		nodes[i] = r
-		urls = append(urls, "http://"+r.at.String())
+		urls = append(urls, "http://"+r.s.http.String())
 	}
 	for i, r := range nodes {
 		names := 0

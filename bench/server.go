@@ -1,10 +1,13 @@
 package bench
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -27,6 +30,7 @@ type Server struct {
 	Ready   time.Duration // from start to the first right answer
 	Echo    bool
 
+	http   netip.AddrPort // of a node of ours
 	zone   Zone
 	link   *link // in a lab: its end of the pair
 	xdp    bool
@@ -161,6 +165,63 @@ func (s *Server) ask(client *dns.Client, question *dns.Msg) (reply *dns.Msg, err
 		return reply, inside(s.link.lab.client, ask)
 	}
 	return reply, ask()
+}
+
+// healthy waits for the HTTP process of a node.
+func (s *Server) healthy() error {
+	ask := func() error { // by a connection of this thread, which may be in another namespace
+		conn, err := net.DialTimeout("tcp4", s.http.String(), time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Second))
+		if _, err := io.WriteString(conn, "GET /health HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err == nil && r.StatusCode != http.StatusOK {
+			err = errors.New(r.Status)
+		}
+		return err
+	}
+	var err error
+	for time.Since(s.began) < readyWithin {
+		select {
+		case <-s.exited:
+			return fmt.Errorf("bench: %s has ended: %s", s.Name, s.tail())
+		default:
+		}
+		if s.link != nil {
+			err = inside(s.link.lab.server, ask)
+		} else {
+			err = ask()
+		}
+		if err == nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("bench: %s is not healthy within %s: %w: %s", s.Name, readyWithin, err, s.tail())
+}
+
+// settled waits until the work of the start, which goes on behind the first answer, is done: a second with little CPU time.
+func (s *Server) settled() error {
+	for time.Since(s.began) < readyWithin {
+		before, err := s.CPU()
+		if err != nil {
+			return err
+		}
+		time.Sleep(time.Second)
+		after, err := s.CPU()
+		if err != nil {
+			return err
+		}
+		if after-before < 200*time.Millisecond {
+			return nil
+		}
+	}
+	return nil // it is measured as it is
 }
 
 func (s *Server) tail() string {

@@ -106,7 +106,7 @@ var scenarios = []scenario{
 	{name: "gc", title: "Garbage collection beside steady writes", collect: true, names: gcNames, asked: true,
 		note: "Both processes of a node, nothing pinned. 1,000 UPDATEs a second under TSIG, each with one new record of 300 bytes, and 5,000 queries a second beside them, open loops; DMP_DURABILITY as it is by default. What the collectors took is from /metrics, pauses as upper ends of its buckets, which are powers of two. After a SIGKILL every acknowledged record is asked for. `DURATION=` says how long is written."},
 	{name: "startup", title: "Start and memory", startup: true, workers: 1, pinned: true, most: 3,
-		note: "Time from the start of the process to the first right answer, and proportional set size then; three rounds at most, each with files written anew. Pages of files can be dropped by the system; dmpd gives those of its snapshot back once it has read it."},
+		note: "Time from the start of the process to the first right answer, and proportional set size of all its processes once they are quiet; three rounds at most, each with files written anew. Pages of files can be dropped by the system; dmpd gives those of its snapshot back once it has read it."},
 }
 
 // namesUsual is how many names there are if nothing else is said, namesQuick at most in a smoke test.
@@ -497,6 +497,10 @@ func (s *Suite) starts(sc *scenario, f *field, all []*contender, dir string) err
 			}
 			one.StartsS = append(one.StartsS, three(server.Ready.Seconds()))
 			one.ReadyS = median(one.StartsS)
+			err = server.settled()
+			if err != nil {
+				return err
+			}
 			pss, files, err := server.PSS()
 			if err != nil {
 				fmt.Fprintf(s.Progress, " (%v)", err)

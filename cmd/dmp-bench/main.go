@@ -154,7 +154,7 @@ func suite(args []string) error {
 	f.DurationVar(&s.Writes, "duration", 0, "how long the scenario gc writes; 0: 10m, or 5s if quick")
 	f.DurationVar(&s.Flood, "flood", 5*time.Second, "how long the scenario registration forges registrations")
 	f.StringVar(&s.Bin, "bin", "bin", "folder of our binaries")
-	f.StringVar(&s.Base, "base", "", "folder of another build's binaries: its DNS process is loaded beside ours, as `base`")
+	f.StringVar(&s.Base, "base", "", "folder of another build's binaries: a node of it is loaded beside ours, as `base`")
 	f.StringVar(&s.Dir, "dir", ".cache/bench", "folder for what the servers write")
 	f.StringVar(&s.Command, "command", "dmp-bench suite "+strings.Join(args, " "), "what to say that was run")
 	write := f.String("write", "", "file whose part between the lines `<!-- results -->` and `<!-- end -->` is replaced by the tables; charts and JSON go beside it. Tables of other scenarios or numbers of names stay")
