@@ -1,6 +1,7 @@
 package antientropy
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -344,7 +345,7 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 		p.connected = true
 	})
 	connected()
-	in := &frameReader{r: r.Body, dec: n.dec}
+	in := &frameReader{r: bufio.NewReaderSize(r.Body, feedBuffer), dec: n.dec}
 	cursor := NativeCursor{URL: p.peer.URL, Epoch: hex.EncodeToString(epoch[:]), Own: own}
 	differs, first := 0, true // the first mark says what happened while we were away
 	for was := int64(0); ; was = in.n {
@@ -356,7 +357,7 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 		p.received(in.n - was)
 		switch kind {
 		case frameRows:
-			lsn, rows, err := readRows(body)
+			lsn, rows, err := p.arrived(in, body)
 			if err != nil {
 				return err
 			}
@@ -414,6 +415,33 @@ func (p *nativePeer) feed(ctx context.Context, epoch [16]byte, own string, from 
 			n.setCursor(p.peer.ID, cursor)
 		}
 		watch.Reset(silence)
+	}
+}
+
+// feedBuffer holds what came of a feed and is not worked on yet: some hundred frames of one record.
+const feedBuffer = 64 << 10
+
+// arrived reads the rows of a frame, and of all others that are here. One commit for each would leave a node behind whose disk is slower than
+// its peer's; so what came during a commit goes into the next one together.
+func (p *nativePeer) arrived(in *frameReader, body []byte) (lsn uint64, rows []record.Row, err error) {
+	for size := 0; ; {
+		size += len(body)
+		another := size < bodyMax && in.ready() == frameRows
+		if another {
+			body = bytes.Clone(body) // the rows lie in it
+		}
+		var more []record.Row
+		if lsn, more, err = readRows(body); err != nil {
+			return 0, nil, err
+		}
+		if rows = append(rows, more...); !another {
+			return lsn, rows, nil
+		}
+		was := in.n
+		if _, body, err = in.next(); err != nil {
+			return 0, nil, err
+		}
+		p.received(in.n - was)
 	}
 }
 

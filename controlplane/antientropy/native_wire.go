@@ -1,6 +1,7 @@
 package antientropy
 
 import (
+	"bufio"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -110,6 +111,19 @@ func (f *frameReader) next() (kind byte, body []byte, err error) {
 		return 0, nil, fmt.Errorf("%w: it unpacks to %d bytes", errFrame, len(body))
 	}
 	return kind, body, nil
+}
+
+// ready gives the kind of the next frame if that is here as a whole, so that reading it waits for nobody; else 0.
+func (f *frameReader) ready() byte {
+	r, ok := f.r.(*bufio.Reader)
+	if !ok || r.Buffered() < frameHead {
+		return 0
+	}
+	head, _ := r.Peek(frameHead)
+	if uint64(r.Buffered()) < frameHead+uint64(binary.BigEndian.Uint32(head[2:]))+uint64(binary.BigEndian.Uint32(head[6:])) {
+		return 0
+	}
+	return head[0]
 }
 
 func noEOF(err error) error {
