@@ -497,8 +497,7 @@ func (s *Suite) starts(sc *scenario, f *field, all []*contender, dir string) err
 			}
 			one.StartsS = append(one.StartsS, three(server.Ready.Seconds()))
 			one.ReadyS = median(one.StartsS)
-			err = server.settled()
-			if err != nil {
+			if err := server.settled(); err != nil {
 				return err
 			}
 			pss, files, err := server.PSS()
