@@ -246,8 +246,13 @@ func (k *link) attached(s *Server) error {
 			return nil
 		}
 		if time.Now().After(until) {
-			said := s.tail()
-			return &leftOut{"it attached no XDP program; it said last: " + said[strings.LastIndexByte(said, '\n')+1:]}
+			said := "" // of it; a server has more to say when it starts
+			for line := range strings.Lines(s.tail()) {
+				if strings.Contains(line, "XDP") {
+					said = strings.TrimSpace(line)
+				}
+			}
+			return &leftOut{"it attached no XDP program; it said last of that: " + said}
 		}
 	}
 }
